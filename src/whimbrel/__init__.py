@@ -1,0 +1,1 @@
+"""Whimbrel moves virtual machines between hosts that share no storage."""

@@ -1,0 +1,111 @@
+"""Heartbeats: which hosts there are, what boot they are in, and what their guests do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+from sqlalchemy import Connection, Row, select, update
+
+from whimbrel.conductor.drive import Effects
+from whimbrel.domain.migration import Kind
+from whimbrel.domain.server import PowerAction, PowerState
+from whimbrel.migration import protocols
+from whimbrel.migration.messages import Heartbeat
+from whimbrel.ops import clock, ids
+from whimbrel.store import migrations, servers_core
+from whimbrel.store.tables import hosts, servers
+from whimbrel.store.tables import migrations as migrations_table
+
+_log = structlog.get_logger()
+
+MEASURED = (
+    "address", "boot", "ledger", "protocols", "vcpus", "ram_mb", "disk_gb", "reserved_vcpus", "reserved_ram_mb",
+    "reserved_disk_gb", "cpu_ratio", "ram_ratio", "disk_ratio", "architecture", "hypervisor", "hypervisor_version",
+    "root_disk", "free_disk_gb", "uptime",
+)  # fmt: skip
+"""What a heartbeat says of the host itself; the columns have the same names."""
+
+
+def hear(tx: Connection, beat: Heartbeat, *, start_guests_after_boot: bool) -> Effects:
+    """Write a heartbeat down; after a reboot, start what ran before, under a new order."""
+    known = tx.execute(select(hosts).where(hosts.c.name == beat.host)).one_or_none()
+    values = {name: getattr(beat, name) for name in MEASURED} | {"heard_at": clock.now()}
+    if known is None:
+        tx.execute(
+            hosts.insert().values(
+                name=beat.host,
+                service_uuid=ids.new_uuid(),
+                hypervisor_uuid=ids.new_uuid(),
+                created_at=clock.now(),
+                **values,
+            )
+        )
+        _log.info("host enrolled", on=beat.host, address=beat.address)
+        return Effects()
+    if known.ledger != beat.ledger and _has_servers(tx, beat.host):
+        # Its promises are lost, so nothing is sent there until somebody has looked.
+        reason = "The agent's ledger is a new one; check the guests on this host, then enable it."
+        values |= {"enabled": False, "disabled_reason": reason}
+        _log.error("host has lost its ledger", on=beat.host)
+    tx.execute(update(hosts).where(hosts.c.name == beat.host).values(**values))
+    rebooted = known.boot != beat.boot
+    effects = Effects()
+    rows = _servers_at(tx, beat.host)
+    reported = {guest.server: guest for guest in beat.guests}
+    for row in rows:
+        guest = reported.get(row.id)
+        if guest is not None and servers_core.adopt_numbers(tx, row.id, guest.epoch, guest.number):
+            _log.warning("numbers adopted from a host's ledger", server=row.id, on=beat.host)
+        if row.busy or (guest is not None and guest.number < row.host_number):
+            continue
+        state = guest.power_state if guest is not None else PowerState.STOPPED
+        if state == PowerState.UNKNOWN or state == row.power_state:
+            continue
+        if rebooted and row.power_state == PowerState.RUNNING and start_guests_after_boot and not row.in_window:
+            effects.merge(_start_again(tx, row))
+        else:
+            servers_core.set_values(tx, row.id, power_state=state)
+    return effects
+
+
+def _servers_at(tx: Connection, host: str) -> list[Row[Any]]:
+    """Return the servers that belong to this host, with whether a step may be at work on each."""
+    open_one = migrations_table
+    return list(
+        tx.execute(
+            select(
+                servers.c.id,
+                servers.c.host_number,
+                servers.c.power_state,
+                servers.c.project_id,
+                servers.c.user_id,
+                (open_one.c.id.is_not(None) & open_one.c.window_open.is_(False)).label("busy"),
+                open_one.c.id.is_not(None).label("in_window"),
+            )
+            .select_from(servers.outerjoin(open_one, (open_one.c.server_id == servers.c.id) & open_one.c.open))
+            .where(servers.c.host == host, servers.c.deleted_at.is_(None))
+        )
+    )
+
+
+def _start_again(tx: Connection, row: Row[Any]) -> Effects:
+    """The host was rebooted and the guest ran before: the power cut stopped it, so it is started by a new order."""
+    servers_core.set_values(tx, row.id, power_state=PowerState.STOPPED)
+    begun = migrations.begin(
+        tx,
+        row.id,
+        Kind.POWER,
+        protocols.POWER,
+        request_id=ids.new_request_id(),
+        user_id=row.user_id,
+        project_id=row.project_id,
+        action=PowerAction.START,
+    )
+    _log.info("starting a guest again after its host's reboot", server=row.id, migration=begun.migration_id)
+    return Effects(outbox=begun.outbox)
+
+
+def _has_servers(tx: Connection, host: str) -> bool:
+    query = select(servers.c.id).where(servers.c.host == host, servers.c.deleted_at.is_(None)).limit(1)
+    return tx.execute(query).first() is not None

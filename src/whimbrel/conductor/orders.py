@@ -1,0 +1,95 @@
+"""What an order carries: the whole work, so that an agent needs to know nothing but what it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import Connection, Row, select
+
+from whimbrel.domain.migration import Verb, Where
+from whimbrel.domain.server import PowerAction
+from whimbrel.migration.messages import Order, Place, Work
+from whimbrel.migration.protocols import HostStep, Protocol
+from whimbrel.store import journal, servers_core
+from whimbrel.store.tables import hosts
+
+TicketUrl = Callable[[str], str]
+"""Makes the address, with a short-lived ticket, at which a host may fetch an image of this id."""
+
+
+def attempt_label(migration: Row[Any]) -> str:
+    """Return the name that every path of this attempt carries on a host."""
+    return f"{migration.id}-{migration.attempt}"
+
+
+def host_for(migration: Row[Any], where: Where) -> str | None:
+    """Return the host that does steps of this place; None when this migration has no such host."""
+    host: str | None = migration.source if where is Where.SOURCE else migration.target
+    return host
+
+
+def build(
+    tx: Connection,
+    migration: Row[Any],
+    table: Protocol,
+    step: HostStep,
+    verb: Verb,
+    *,
+    grace: int,
+    ticket_url: TicketUrl,
+) -> Order:
+    """Draw the numbers and write the order for one step; an undo that lets another host run gets a new epoch."""
+    host = host_for(migration, step.where)
+    assert host is not None
+    epoch, number = servers_core.next_number(tx, migration.server_id, raise_epoch=verb is Verb.UNDO and step.raises)
+    if host == servers_core.load(tx, migration.server_id).host:
+        servers_core.set_values(tx, migration.server_id, host_number=number)
+    return Order(
+        host=host,
+        server=migration.server_id,
+        migration=migration.id,
+        segment=migration.segment,
+        attempt=attempt_label(migration),
+        protocol=table.name,
+        version=table.version,
+        step=step.name,
+        verb=verb,
+        epoch=epoch,
+        number=number,
+        limit=step.limit.of(grace),
+        work=_work(tx, migration, grace, ticket_url),
+        results=journal.results(tx, migration.id, migration.attempt),
+        request_id=migration.segments[migration.segment]["request_id"],
+    )
+
+
+def _work(tx: Connection, migration: Row[Any], grace: int, ticket_url: TicketUrl) -> Work:
+    server = servers_core.load(tx, migration.server_id)
+    places = {
+        row.name: row
+        for row in tx.execute(
+            select(hosts.c.name, hosts.c.address, hosts.c.root_disk).where(
+                hosts.c.name.in_([name for name in (migration.source, migration.target) if name])
+            )
+        )
+    }
+    target = places.get(migration.target)
+    root_disk = server.root_disk or (target.root_disk if target is not None else "qcow2")
+    image = servers_core.image_of(server.image)
+    if image is not None:
+        image = servers_core.image_of(server.image, ticket_url(image.id))
+    return Work(
+        guest=servers_core.guest_of(tx, server, migration.new_flavor, root_disk),
+        old=servers_core.guest_of(tx, server, migration.old_flavor, root_disk),
+        image=image,
+        source=_place(places.get(migration.source)),
+        target=_place(target),
+        was_running=migration.was_running,
+        grace=grace,
+        action=PowerAction(migration.action) if migration.action else None,
+    )
+
+
+def _place(row: Any | None) -> Place | None:
+    return None if row is None else Place(row.name, row.address)

@@ -1,0 +1,124 @@
+"""The conductor's process: messages and time in, transactions, messages out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import structlog
+from sqlalchemy import Connection
+
+from whimbrel.bus.port import Bus
+from whimbrel.conductor import hosts, reports, timers
+from whimbrel.conductor.drive import Driver, Effects
+from whimbrel.domain.errors import BusError, Unavailable
+from whimbrel.migration.messages import Heartbeat, SelectTargets, StepReport, Targets, Wake
+from whimbrel.ops import settings
+from whimbrel.store import migrations
+from whimbrel.store.engine import Store
+from whimbrel.store.migrations import LostRace
+from whimbrel.store.outbox import Relay
+
+_log = structlog.get_logger()
+
+T = TypeVar("T")
+
+TICK = 1.0
+SELECT_TIMEOUT = 5.0
+RACES = 5
+CHOOSING = 64
+"""At most so many questions to the scheduler at once."""
+
+
+class Conductor:
+    """Consumes the conductor's queue and the heartbeats, keeps the timers, publishes what transactions leave."""
+
+    def __init__(self, conf: settings.Conductor, store: Store, bus: Bus, ticket_url: Callable[[str], str]) -> None:
+        self._conf = conf
+        self._store = store
+        self._bus = bus
+        self._relay = Relay(store, bus.cast)
+        self._driver = Driver(conf, ticket_url)
+        self._choosing = asyncio.Semaphore(CHOOSING)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Take up what is unfinished, then serve until cancelled."""
+        for migration_id in await self._store.read(migrations.open_ids):
+            await self._publish(await self._write(self._driver.advance, migration_id))
+        await self._bus.subscribe("heartbeats", self._on_heartbeat)
+        await self._bus.consume("conductor", self._on_message, prefetch=64)
+        _log.info("conductor ready")
+        relay = asyncio.create_task(self._relay.run())
+        try:
+            while True:
+                await asyncio.sleep(TICK)
+                await self._survive(self._tick)
+        finally:
+            relay.cancel()
+            for task in self._tasks:
+                task.cancel()
+            await self._relay.close()
+
+    async def _on_message(self, message: object) -> object | None:
+        match message:
+            case StepReport():
+                await self._publish(await self._write(reports.take, self._driver, message))
+            case Wake(migration):
+                await self._publish(await self._write(self._driver.advance, migration))
+            case _:
+                _log.error("message of a type that a conductor does not take", type=type(message).__name__)
+        return None
+
+    async def _on_heartbeat(self, message: object) -> None:
+        if isinstance(message, Heartbeat):
+            start = self._conf.start_guests_after_boot
+            await self._publish(await self._write(hosts.hear, message, start_guests_after_boot=start))
+
+    async def _tick(self) -> None:
+        due = await self._write(timers.tick, self._driver, self._conf)
+        await self._publish(due.effects)
+        for ask in due.asks:
+            await self._bus.cast(f"agent.{ask.order.host}", ask)
+
+    async def _write(self, function: Callable[..., T], *args: object, **kwargs: object) -> T:
+        """Run a transaction; when another conductor was first, read again and decide anew, a few times."""
+        for _ in range(RACES):
+            try:
+                return await self._store.write(_call, function, args, kwargs)
+            except LostRace:
+                continue
+        raise Unavailable("Another conductor keeps writing the same migration; this message will come again.")
+
+    async def _publish(self, effects: Effects) -> None:
+        for migration_id, question in effects.select:
+            task = asyncio.create_task(self._choose(migration_id, question))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        if effects.outbox:
+            await self._relay.send_now(effects.outbox)
+        for change in effects.changed:
+            await self._bus.emit("changed", change)
+
+    async def _choose(self, migration_id: int, question: SelectTargets) -> None:
+        """Ask a scheduler; when none answers, the timer asks again."""
+        async with self._choosing:
+            try:
+                answer = await self._bus.call("scheduler", question, timeout=SELECT_TIMEOUT)
+                if not isinstance(answer, Targets):
+                    raise BusError(f"The scheduler answered with {type(answer).__name__} instead of Targets.")
+                await self._publish(await self._write(timers.keep_targets, self._driver, migration_id, answer))
+            except (BusError, Unavailable) as error:
+                _log.warning("no targets yet", migration=migration_id, reason=str(error))
+
+    async def _survive(self, work: Callable[[], Awaitable[None]]) -> None:
+        """A timer outlives a broker or database that is away for a while."""
+        try:
+            await work()
+        except (BusError, Unavailable) as error:
+            _log.warning("timer put off", reason=str(error))
+
+
+def _call(tx: Connection, function: Callable[..., T], args: tuple[object, ...], kwargs: dict[str, object]) -> T:
+    return function(tx, *args, **kwargs)

@@ -1,0 +1,206 @@
+"""The messages on the bus. Each is plain data; what each may cause is decided by who receives it.
+
+Every message may come twice, late, out of order, or never.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from whimbrel.domain.migration import Answer, Refusal, Verb
+from whimbrel.domain.server import Guest, Image, PowerAction
+
+Facts = dict[str, Any]
+"""What a step found or did, JSON-shaped; written to the journal and carried to the later steps."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """One of the two hosts: its name and the address that the other one reaches it at."""
+
+    host: str
+    address: str
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a migration is about: the server as it was, as it shall be, and where.
+
+    `old` is the server at the source, `guest` the server at the target (they differ in a resize).
+    `grace` is how many seconds the guest has to shut itself down.
+    """
+
+    guest: Guest
+    old: Guest
+    image: Image | None
+    source: Place | None
+    target: Place | None
+    was_running: bool
+    grace: int
+    action: PowerAction | None = None
+
+
+@dataclass(frozen=True)
+class Order:
+    """Conductor to agent: do or undo one step. Authority is (epoch, number); the agent obeys nothing older."""
+
+    host: str
+    server: str
+    migration: int
+    segment: int
+    attempt: str
+    protocol: str
+    version: int
+    step: str
+    verb: Verb
+    epoch: int
+    number: int
+    limit: float
+    work: Work
+    results: dict[str, Facts] = field(default_factory=dict)
+    request_id: str = ""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Conductor to agent: what became of this order? Carries no authority; answered by a StepReport."""
+
+    order: Order
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """Agent to conductor: what became of an order. Believed only from the host that the journal names.
+
+    `elapsed` is seconds of work so far, for RUNNING.
+    """
+
+    host: str
+    server: str
+    migration: int
+    segment: int
+    attempt: str
+    step: str
+    verb: Verb
+    number: int
+    answer: Answer
+    facts: Facts = field(default_factory=dict)
+    reason: str = ""
+    elapsed: float = 0.0
+
+
+@dataclass(frozen=True)
+class GuestReport:
+    """One line of a heartbeat: a server's state on this host, as of the newest order that the host has seen."""
+
+    server: str
+    power_state: str
+    epoch: int
+    number: int
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """Agent to conductor, every few seconds: I am here, this is my boot, my ledger, my room and my guests."""
+
+    host: str
+    address: str
+    boot: str
+    ledger: str
+    protocols: dict[str, int]
+    vcpus: int
+    ram_mb: int
+    disk_gb: int
+    reserved_vcpus: int
+    reserved_ram_mb: int
+    reserved_disk_gb: int
+    cpu_ratio: float
+    ram_ratio: float
+    disk_ratio: float
+    architecture: str
+    hypervisor: str
+    hypervisor_version: int
+    root_disk: str
+    free_disk_gb: int
+    uptime: str
+    guests: tuple[GuestReport, ...] = ()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Agent to whoever looks, once a second, on a topic; may be lost. Bytes, bytes per second, seconds."""
+
+    host: str
+    server: str
+    migration: int
+    attempt: str
+    step: str
+    done: int
+    total: int
+    rate: float
+    eta: float | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Changed:
+    """Conductor to whoever looks: this migration's journal has a new revision. May be lost."""
+
+    migration: int
+    server: str
+    revision: int
+
+
+@dataclass(frozen=True)
+class Wake:
+    """Api to conductor: there is something to decide about this migration."""
+
+    migration: int
+
+
+@dataclass(frozen=True)
+class SelectTargets:
+    """Conductor to scheduler (call): which hosts could take this server?"""
+
+    vcpus: int
+    ram_mb: int
+    disk_gb: int
+    architecture: str
+    exclude: tuple[str, ...]
+    """Hosts that were tried before in this migration."""
+    source: str | None
+    same_host_allowed: bool
+    forced_host: str | None
+    protocol: str
+    version: int
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Scheduler's answer: hosts, best first, each with its weight, and why each other was refused."""
+
+    hosts: tuple[str, ...]
+    weights: tuple[float, ...]
+    refusals: tuple[Refusal, ...]
+
+
+@dataclass(frozen=True)
+class ReadConsole:
+    """Api to agent (call): the last `lines` lines of a server's serial console (None: all that is kept)."""
+
+    server: str
+    lines: int | None
+
+
+@dataclass(frozen=True)
+class Console:
+    """The agent's answer to ReadConsole."""
+
+    text: str
+
+
+MESSAGES = (
+    Order, Ask, StepReport, Heartbeat, Progress, Changed, Wake, SelectTargets, Targets, ReadConsole, Console,
+)  # fmt: skip
+"""All that may cross the bus."""

@@ -1,0 +1,198 @@
+"""What a step may ask of the world. Synchronous; each long call gets a Control and must heed it.
+
+The agent's ports have a real and a fake implementation under one contract suite; Books is the conductor's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from whimbrel.domain.migration import Where
+from whimbrel.domain.server import PowerState
+from whimbrel.migration.messages import Facts, Order
+
+
+class Control(Protocol):
+    """How a running step is told to stop, and how it says how far it is."""
+
+    def check(self) -> None:
+        """Raise Cancelled when the step was told to stop, TimedOut when its deadline has passed."""
+
+    def wait(self, seconds: float) -> None:
+        """Wait, but no longer than the deadline and not after a cancel; then `check`."""
+
+    def left(self) -> float:
+        """Return the seconds that are left until the step's deadline."""
+
+    def restart_limit(self) -> None:
+        """Count the limit from now: waiting for a copy slot was not work."""
+
+    def report(self, done: int, total: int, note: str = "") -> None:
+        """Say how far the step is, in bytes; cheap, sent at most once a second."""
+
+
+class Guests(Protocol):
+    """The hypervisor. Each call raises CannotTell when the hypervisor does not answer."""
+
+    def state(self, server: str) -> PowerState | None:
+        """Return the guest's state, None when it is not defined here. STOPPED means that no process holds its disks."""
+
+    def compose(self, order: Order) -> tuple[str, list[str]]:
+        """Return the definition for this host, and the rewrites that made it differ from the one it came with."""
+
+    def define(self, server: str, definition: str) -> None:
+        """Make the guest known, stopped; the same definition again is accepted."""
+
+    def undefine(self, server: str) -> None:
+        """Forget a stopped guest; one that is not known is accepted."""
+
+    def definition(self, server: str) -> str | None:
+        """Return the guest's definition, None when it is not defined here."""
+
+    def create_paused(self, server: str) -> None:
+        """Make the guest's process without letting it run; raise StepError with the hypervisor's own words."""
+
+    def resume(self, server: str) -> None:
+        """Let a paused guest run."""
+
+    def shut_down(self, server: str, grace: float, control: Control) -> bool:
+        """Ask the guest to stop, and stop it by force after `grace` seconds; return whether force was needed."""
+
+    def destroy(self, server: str) -> None:
+        """Stop the guest at once; one that is stopped or unknown is accepted."""
+
+
+class Directories(Protocol):
+    """The names under which a server's files stand: live, incoming (at a target), sealed (at a source)."""
+
+    def adopt(self, server: str, attempt: str) -> None:
+        """Rename incoming to live; accepted when it is done already."""
+
+    def disown(self, server: str, attempt: str) -> None:
+        """Rename live, if this attempt made it, back to incoming."""
+
+    def is_live(self, server: str, attempt: str | None = None) -> bool:
+        """Return whether the live directory is there (and was made by this attempt)."""
+
+    def seal(self, server: str, attempt: str) -> None:
+        """Rename live to sealed; accepted when it is done already."""
+
+    def unseal(self, server: str, attempt: str) -> None:
+        """Rename sealed back to live; accepted when it is done already."""
+
+    def is_sealed(self, server: str, attempt: str) -> bool:
+        """Return whether the copy that this attempt sealed is there."""
+
+    def save_definition(self, server: str, definition: str) -> None:
+        """Keep the guest's definition in the live directory, synced."""
+
+    def saved_definition(self, server: str, attempt: str) -> str | None:
+        """Return the definition kept in the live or sealed directory."""
+
+    def discard(self, server: str, attempt: str) -> int:
+        """Remove what this attempt made here, incoming or live; return the bytes freed."""
+
+    def remove_sealed(self, server: str, attempt: str) -> int:
+        """Remove the copy that this attempt sealed; return the bytes freed."""
+
+    def remove_all(self, server: str) -> int:
+        """Remove everything of a server that is closed; return the bytes freed."""
+
+
+class Disks(Protocol):
+    """The disk files and the bytes in them."""
+
+    def prepare(self, order: Order, control: Control) -> Facts:
+        """Make the incoming directory with base image, room and (in a build) new disks and config drive."""
+
+    def is_prepared(self, order: Order) -> bool:
+        """Return whether the incoming directory of this attempt is whole."""
+
+    def push(self, order: Order, control: Control) -> Facts:
+        """Send every disk's bytes to the target; return bytes and the digest of each disk."""
+
+    def pushed(self, order: Order) -> Facts | None:
+        """Return what `push` returned, when the target holds everything that it sent."""
+
+    def verify(self, order: Order, control: Control) -> Facts:
+        """Read the disks back from the target's disk and compare with the digests in the order's results."""
+
+    def resize(self, order: Order, control: Control) -> Facts:
+        """Give the incoming disks their new sizes; a root disk grows and never shrinks."""
+
+
+class Channels(Protocol):
+    """The way to the other host: OpenSSH with one forced command, opened before anything is stopped."""
+
+    def open(self, order: Order, control: Control) -> Facts:
+        """Open the channel, ask the target for room and whether the storage is shared."""
+
+    def close(self, order: Order) -> None:
+        """Close the channel and give its copy slot back; one that is closed is accepted."""
+
+    def is_open(self, order: Order) -> bool:
+        """Return whether the channel is open now."""
+
+    def wait_for_slot(self, order: Order, control: Control) -> None:
+        """Wait until this host may run one more copy."""
+
+
+class Grants(Protocol):
+    """The host's durable word on who may run here. Each call returns after the ledger is on the disk."""
+
+    def grant(self, server: str, epoch: int) -> None:
+        """Record that this boot of this host may run the server at this epoch; lifts a seal."""
+
+    def release(self, server: str, epoch: int) -> None:
+        """Record that the guest is let run at this epoch, before it is."""
+
+    def was_released(self, server: str, epoch: int) -> bool:
+        """Return whether the guest was ever let run here at this epoch or a later one."""
+
+    def seal(self, server: str, attempt: str) -> None:
+        """Promise not to run the server again without a newer grant."""
+
+    def is_sealed(self, server: str) -> bool:
+        """Return whether that promise stands."""
+
+
+@dataclass(frozen=True)
+class World:
+    """All that a step on a host may touch."""
+
+    guests: Guests
+    directories: Directories
+    disks: Disks
+    channels: Channels
+    grants: Grants
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a conductor's step is about."""
+
+    migration: int
+    server: str
+    attempt: str
+    source: str | None
+    target: str | None
+
+
+class Books(Protocol):
+    """The conductor's own ledgers, inside its transaction."""
+
+    def take_claim(self, case: Case) -> Facts:
+        """Set the new flavor's room aside at the target; raise StepError with the figures when it is not there."""
+
+    def give_back_claim(self, case: Case) -> None:
+        """Give back what this attempt claimed at the target."""
+
+    def settle_claims(self, case: Case, *, keep: Where | None) -> Facts:
+        """Keep the server's claim at the target (this attempt's) or at the source, and give the others back."""
+
+    def place(self, case: Case, *, at: Where) -> Facts:
+        """Record that the server belongs to the source or the target now, at a new epoch, with that side's flavor."""
+
+    def close_server(self, case: Case) -> None:
+        """Record that the server is deleted; its addresses are free."""

@@ -1,0 +1,56 @@
+"""The bytes: room for them, their way, and the proof that they arrived."""
+
+from __future__ import annotations
+
+from whimbrel.domain.migration import Answer
+from whimbrel.migration.messages import Facts, Order
+from whimbrel.migration.ports import Control, World
+
+
+def prepare(world: World, order: Order, control: Control) -> Facts:
+    """Make the incoming directory with everything that can be made before the guest is stopped."""
+    return world.disks.prepare(order, control)
+
+
+def discard(world: World, order: Order, control: Control) -> Facts:
+    """Remove what this attempt made at the target, and nothing else."""
+    return {"freed_bytes": world.directories.discard(order.server, order.attempt)}
+
+
+def are_prepared(world: World, order: Order, control: Control) -> tuple[Answer, Facts]:
+    """A directory that was made in part is made again."""
+    return (Answer.DONE if world.disks.is_prepared(order) else Answer.NOT_DONE), {}
+
+
+def push(world: World, order: Order, control: Control) -> Facts:
+    """Send the disks; the channel's copy slot is free afterwards, whatever happened."""
+    try:
+        return world.disks.push(order, control)
+    finally:
+        world.channels.close(order)
+
+
+def match(world: World, order: Order, control: Control) -> tuple[Answer, Facts]:
+    """Only a copy that was finished, and recorded as such, counts."""
+    facts = world.disks.pushed(order)
+    return (Answer.NOT_DONE, {}) if facts is None else (Answer.DONE, facts)
+
+
+def verify(world: World, order: Order, control: Control) -> Facts:
+    """Read the copy back from the target's disk and compare digests."""
+    return world.disks.verify(order, control)
+
+
+def are_verified(world: World, order: Order, control: Control) -> tuple[Answer, Facts]:
+    """Verifying is reading: it is simply done again."""
+    return Answer.NOT_DONE, {}
+
+
+def resize(world: World, order: Order, control: Control) -> Facts:
+    """Give the copied disks the new flavor's sizes; swap is made anew."""
+    return world.disks.resize(order, control)
+
+
+def are_resized(world: World, order: Order, control: Control) -> tuple[Answer, Facts]:
+    """Growing to a size twice is the same as once: it is simply done again."""
+    return Answer.NOT_DONE, {}

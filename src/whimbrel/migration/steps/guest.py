@@ -1,0 +1,201 @@
+"""Who runs: seal and unseal at the source, define, start and revoke at the target, power.
+
+The order of the lines is the safety: a promise is on the disk before the world is changed, and a guest is made
+paused, then recorded as released, then let run. So "it never ran here" is a fact that can be asked for.
+"""
+
+from __future__ import annotations
+
+from whimbrel.domain.errors import StepError
+from whimbrel.domain.migration import Answer
+from whimbrel.domain.server import PowerAction, PowerState
+from whimbrel.migration.messages import Facts, Order
+from whimbrel.migration.ports import Control, World
+
+ALIVE = (PowerState.RUNNING, PowerState.PAUSED)
+"""A process holds the guest's disks."""
+
+
+def seal(world: World, order: Order, control: Control) -> Facts:
+    """Stop the guest for good: promise first, then stop, undefine and rename, so that nothing can start it."""
+    world.channels.wait_for_slot(order, control)
+    world.grants.seal(order.server, order.attempt)
+    state = world.guests.state(order.server)
+    forced = False
+    if state in ALIVE:
+        forced = world.guests.shut_down(order.server, order.work.grace, control)
+    definition = world.guests.definition(order.server)
+    if definition is not None:
+        world.directories.save_definition(order.server, definition)
+        world.guests.undefine(order.server)
+    else:
+        definition = world.directories.saved_definition(order.server, order.attempt)
+    if definition is None:
+        raise StepError(
+            f"Server {order.server} is not defined on {order.host} and no saved definition is there; "
+            f"a hard reboot makes it anew."
+        )
+    world.directories.seal(order.server, order.attempt)
+    return {"forced": forced, "definition": definition, "power_state": PowerState.STOPPED}
+
+
+def is_sealed(world: World, order: Order, control: Control) -> tuple[Answer, Facts]:
+    """Sealed means: promised, not known to the hypervisor, and renamed."""
+    if world.guests.state(order.server) is not None:
+        return Answer.NOT_DONE, {}
+    definition = world.directories.saved_definition(order.server, order.attempt)
+    if world.directories.is_sealed(order.server, order.attempt) and definition is not None:
+        return Answer.DONE, {"definition": definition, "power_state": PowerState.STOPPED}
+    return Answer.NOT_DONE, {}
+
+
+def unseal(world: World, order: Order, control: Control) -> Facts:
+    """Bring the guest back at the source under a newer grant, running if it ran before."""
+    if world.grants.is_sealed(order.server) and world.guests.state(order.server) in ALIVE:
+        # It was asked to stop and may be half-way down: let it finish, or it would stop after we left.
+        world.guests.shut_down(order.server, order.work.grace, control)
+    definition = world.directories.saved_definition(order.server, order.attempt)
+    world.directories.unseal(order.server, order.attempt)
+    if definition is not None:
+        world.guests.define(order.server, definition)
+    return {"power_state": _grant_and_run(world, order)}
+
+
+def is_unsealed(world: World, order: Order, control: Control) -> tuple[Answer, Facts]:
+    """Back means: live, defined, and running if it ran before."""
+    state = world.guests.state(order.server)
+    wanted = PowerState.RUNNING if order.work.was_running else PowerState.STOPPED
+    released = world.grants.was_released(order.server, order.epoch)
+    if state is wanted and not world.grants.is_sealed(order.server) and (released or not order.work.was_running):
+        return Answer.DONE, {"power_state": wanted}
+    return Answer.NOT_DONE, {}
+
+
+def check_source(world: World, order: Order, control: Control) -> Facts:
+    """Prove that there is something to go back to, before anything is touched."""
+    if not world.directories.is_sealed(order.server, order.attempt):
+        raise StepError(f"The copy of server {order.server} on {order.host} is missing; it keeps running where it is.")
+    return {}
+
+
+def source_is_there(world: World, order: Order, control: Control) -> tuple[Answer, Facts]:
+    """Looking is simply done again."""
+    return Answer.NOT_DONE, {}
+
+
+def define(world: World, order: Order, control: Control) -> Facts:
+    """Give the incoming directory its live name and make the guest known, stopped."""
+    world.directories.adopt(order.server, order.attempt)
+    definition, rewrites = world.guests.compose(order)
+    world.guests.define(order.server, definition)
+    world.directories.save_definition(order.server, definition)
+    return {"rewrites": rewrites}
+
+
+def undefine(world: World, order: Order, control: Control) -> Facts:
+    """Forget the guest at the target and give the directory its incoming name again."""
+    if world.directories.is_live(order.server, order.attempt):
+        world.guests.destroy(order.server)
+        world.guests.undefine(order.server)
+        world.directories.disown(order.server, order.attempt)
+    return {}
+
+
+def is_defined(world: World, order: Order, control: Control) -> tuple[Answer, Facts]:
+    """Defining again is accepted, so only a whole effect counts."""
+    whole = world.directories.is_live(order.server, order.attempt) and world.guests.state(order.server) is not None
+    return (Answer.DONE if whole else Answer.NOT_DONE), {}
+
+
+def start(world: World, order: Order, control: Control) -> Facts:
+    """Let the guest run here, if it ran before; the facts say whether it was ever released."""
+    return {"power_state": _grant_and_run(world, order), "released": order.work.was_running}
+
+
+def is_running(world: World, order: Order, control: Control) -> tuple[Answer, Facts]:
+    """Running means: released, and the hypervisor says so."""
+    released = world.grants.was_released(order.server, order.epoch)
+    if not order.work.was_running:
+        return Answer.NOT_DONE, {}
+    if released and world.guests.state(order.server) is PowerState.RUNNING:
+        return Answer.DONE, {"power_state": PowerState.RUNNING, "released": True}
+    return Answer.NOT_DONE, {"released": released}
+
+
+def revoke(world: World, order: Order, control: Control) -> Facts:
+    """Refuse the older epoch (accepting this order did that), end the guest, and say whether it had ever run."""
+    epoch = int(order.results.get("hand_over", {}).get("epoch", order.epoch))
+    released = world.grants.was_released(order.server, epoch)
+    world.grants.seal(order.server, order.attempt)
+    world.guests.destroy(order.server)
+    return {"released": released, "power_state": PowerState.STOPPED}
+
+
+def stop_target(world: World, order: Order, control: Control) -> Facts:
+    """Stop the guest that is about to be given up; what it wrote since the hand-over goes with it."""
+    world.grants.seal(order.server, order.attempt)
+    world.guests.destroy(order.server)
+    world.guests.undefine(order.server)
+    return {"power_state": PowerState.STOPPED}
+
+
+def is_stopped(world: World, order: Order, control: Control) -> tuple[Answer, Facts]:
+    """Stopped means: promised, and not known to the hypervisor any more."""
+    stopped = world.grants.is_sealed(order.server) and world.guests.state(order.server) is None
+    return (Answer.DONE if stopped else Answer.NOT_DONE), {}
+
+
+def restart_target(world: World, order: Order, control: Control) -> Facts:
+    """The revert could not go on: bring the guest back at the target under a newer grant."""
+    definition = world.directories.saved_definition(order.server, order.attempt)
+    if definition is not None:
+        world.guests.define(order.server, definition)
+    return {"power_state": _grant_and_run(world, order)}
+
+
+def set_power(world: World, order: Order, control: Control) -> Facts:
+    """Start, stop or reboot the guest where it is."""
+    server, action = order.server, order.work.action
+    state = world.guests.state(server)
+    forced = False
+    if action in (PowerAction.STOP, PowerAction.REBOOT_SOFT) and state in ALIVE:
+        forced = world.guests.shut_down(server, order.work.grace, control)
+    elif action is PowerAction.REBOOT_HARD:
+        world.guests.destroy(server)
+        definition, _ = world.guests.compose(order)
+        world.guests.define(server, definition)
+        world.directories.save_definition(server, definition)
+    running = action is not PowerAction.STOP
+    if running and world.guests.state(server) is not PowerState.RUNNING:
+        world.grants.grant(server, order.epoch)
+        if world.guests.state(server) is not PowerState.PAUSED:
+            world.guests.create_paused(server)
+        world.grants.release(server, order.epoch)
+        world.guests.resume(server)
+    return {"power_state": PowerState.RUNNING if running else PowerState.STOPPED, "forced": forced}
+
+
+def is_powered(world: World, order: Order, control: Control) -> tuple[Answer, Facts]:
+    """A start or stop that shows is done; whether a reboot happened cannot be seen, so it is done again."""
+    state = world.guests.state(order.server)
+    wanted = {PowerAction.START: PowerState.RUNNING, PowerAction.STOP: PowerState.STOPPED}
+    action = order.work.action
+    if action in wanted and state is wanted[action]:
+        return Answer.DONE, {"power_state": state}
+    return Answer.NOT_DONE, {}
+
+
+def _grant_and_run(world: World, order: Order) -> PowerState:
+    """Record the grant; if the guest ran before, make it paused, record the release, let it run."""
+    world.grants.grant(order.server, order.epoch)
+    if not order.work.was_running:
+        return PowerState.STOPPED
+    try:
+        if world.guests.state(order.server) not in ALIVE:
+            world.guests.create_paused(order.server)
+        world.grants.release(order.server, order.epoch)
+        world.guests.resume(order.server)
+    except StepError as error:
+        error.facts["released"] = world.grants.was_released(order.server, order.epoch)
+        raise
+    return PowerState.RUNNING

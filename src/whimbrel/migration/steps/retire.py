@@ -1,0 +1,43 @@
+"""Removing what is no longer needed: only what this attempt made, or what the server's end names."""
+
+from __future__ import annotations
+
+from whimbrel.domain.migration import Answer
+from whimbrel.migration.messages import Facts, Order
+from whimbrel.migration.ports import Control, World
+
+
+def source(world: World, order: Order, control: Control) -> Facts:
+    """Delete the copy that was sealed at the source."""
+    return {"freed_bytes": world.directories.remove_sealed(order.server, order.attempt)}
+
+
+def source_is_gone(world: World, order: Order, control: Control) -> tuple[Answer, Facts]:
+    """Gone is gone."""
+    return (Answer.NOT_DONE if world.directories.is_sealed(order.server, order.attempt) else Answer.DONE), {}
+
+
+def target(world: World, order: Order, control: Control) -> Facts:
+    """Delete the copy at the target that a revert gave up."""
+    if world.directories.is_live(order.server, order.attempt):
+        world.guests.destroy(order.server)
+        world.guests.undefine(order.server)
+    return {"freed_bytes": world.directories.discard(order.server, order.attempt)}
+
+
+def target_is_gone(world: World, order: Order, control: Control) -> tuple[Answer, Facts]:
+    """Deleting again is accepted, so it is simply done again."""
+    return Answer.NOT_DONE, {}
+
+
+def everything(world: World, order: Order, control: Control) -> Facts:
+    """Stop and forget a deleted server and remove all of its files on this host."""
+    world.grants.seal(order.server, order.attempt)
+    world.guests.destroy(order.server)
+    world.guests.undefine(order.server)
+    return {"freed_bytes": world.directories.remove_all(order.server)}
+
+
+def everything_is_gone(world: World, order: Order, control: Control) -> tuple[Answer, Facts]:
+    """Deleting again is accepted, so it is simply done again."""
+    return Answer.NOT_DONE, {}

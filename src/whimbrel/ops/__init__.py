@@ -1,0 +1,1 @@
+"""What every role needs to run at all: settings, logs, clocks and identifiers."""

@@ -1,0 +1,138 @@
+"""One typed settings file for every role (TOML); an unknown or ill-typed key is an error that names it.
+
+Durations are seconds, sizes MiB or GiB as the name says. Secrets stand in files that the settings name.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import msgspec
+
+from whimbrel.domain.errors import SettingsError
+
+
+class Database(msgspec.Struct, forbid_unknown_fields=True):
+    """Where the controller keeps its truth. `url` is SQLAlchemy's: `sqlite:////path` or `postgresql+psycopg://...`."""
+
+    url: str
+
+
+class Broker(msgspec.Struct, forbid_unknown_fields=True):
+    """RabbitMQ, as an AMQP URL. The heartbeat is how long a silent broker is believed, in seconds."""
+
+    url: str
+    heartbeat: int = 10
+
+
+class Logs(msgspec.Struct, forbid_unknown_fields=True):
+    """How to log: `json` lines or a `console` for people, to `file` or standard error."""
+
+    format: str = "json"
+    level: str = "info"
+    file: str | None = None
+
+
+class Api(msgspec.Struct, forbid_unknown_fields=True):
+    """The HTTP side. `public_url` is what clients are told; requests' Host headers are never believed."""
+
+    listen: str = "127.0.0.1"
+    port: int = 8774
+    public_url: str = "http://127.0.0.1:8774"
+    image_dir: str = "/var/lib/whimbrel/images"
+    region: str = "RegionOne"
+    policy_file: str | None = None
+
+
+class Identity(msgspec.Struct, forbid_unknown_fields=True):
+    """Tokens: the Fernet keys' file (made at the first start, mode 0600) and a token's life in seconds."""
+
+    key_file: str = "/var/lib/whimbrel/token.keys"
+    token_lifetime: int = 3600
+
+
+class Scheduler(msgspec.Struct, forbid_unknown_fields=True):
+    """Allocation ratios are per host defaults; a multiplier of 0 switches a weigher off."""
+
+    ram_weight: float = 1.0
+    cpu_weight: float = 1.0
+    disk_weight: float = 1.0
+    moves_weight: float = 1.0
+    max_targets: int = 4
+
+
+class Conductor(msgspec.Struct, forbid_unknown_fields=True):
+    """Bounds of the decisions. `confirm_window` 0 means that only a user closes the undo window.
+
+    `image_url` is where hosts fetch base images that they lack (with a ticket that each order carries).
+    """
+
+    image_url: str = "http://127.0.0.1:8774/image"
+
+    max_attempts: int = 3
+    confirm_window: int = 0
+    shutdown_grace: int = 60
+    service_down_after: int = 60
+    ask_after: float = 5.0
+    same_host_resize: bool = False
+    start_guests_after_boot: bool = True
+
+
+class Agent(msgspec.Struct, forbid_unknown_fields=True):
+    """One host. Totals and reserves are what the scheduler may plan with; 0 means: ask the machine."""
+
+    host: str
+    address: str
+    instances_dir: str = "/var/lib/whimbrel/instances"
+    state_dir: str = "/var/lib/whimbrel/agent"
+    run_dir: str = "/run/whimbrel"
+    hypervisor: str = "libvirt"
+    libvirt_uri: str = "qemu:///system"
+    virt_type: str = "kvm"
+    machine: str = "pc"
+    cpu_model: str = "host-model"
+    bridge: str = "br-guests"
+    mtu: int = 1500
+    ssh_config: str | None = None
+    ssh_cipher: str = "aes128-gcm@openssh.com"
+    max_copies: int = 2
+    stall_timeout: int = 60
+    root_disk: str = "qcow2"
+    heartbeat_interval: int = 10
+    vcpus: int = 0
+    ram_mb: int = 0
+    disk_gb: int = 0
+    reserved_vcpus: int = 0
+    reserved_ram_mb: int = 512
+    reserved_disk_gb: int = 0
+    cpu_ratio: float = 16.0
+    ram_ratio: float = 1.0
+    disk_ratio: float = 1.0
+
+
+class Settings(msgspec.Struct, forbid_unknown_fields=True):
+    """The whole file. Each role reads the tables that it needs and refuses to start without them."""
+
+    broker: Broker | None = None
+    database: Database | None = None
+    logs: Logs = msgspec.field(default_factory=Logs)
+    api: Api = msgspec.field(default_factory=Api)
+    identity: Identity = msgspec.field(default_factory=Identity)
+    scheduler: Scheduler = msgspec.field(default_factory=Scheduler)
+    conductor: Conductor = msgspec.field(default_factory=Conductor)
+    agent: Agent | None = None
+
+
+def load(path: Path) -> Settings:
+    """Read and check the settings file; raise SettingsError naming the file, the key and the fault."""
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"Cannot read the settings file {path}: {error.strerror}.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path} is not valid TOML: {error}.") from error
+    try:
+        return msgspec.convert(raw, Settings)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"{path}: {error}.") from error

@@ -1,0 +1,137 @@
+"""Wires the roles: settings in, database and bus made, the role run until it is told to stop.
+
+A role ends with exit code 0 on SIGTERM, and with 1 when the broker has lost its consumers, so that whoever
+supervises it starts it again: what it was doing is written down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+from whimbrel.bus.amqp import AmqpBus
+from whimbrel.bus.codec import registry
+from whimbrel.bus.port import Bus, Timing
+from whimbrel.domain.errors import BusError, SettingsError, WhimbrelError
+from whimbrel.migration.messages import MESSAGES
+from whimbrel.ops import log, settings
+
+if TYPE_CHECKING:
+    from whimbrel.store.engine import Store
+
+_log = structlog.get_logger()
+
+PROBE_EVERY = 10.0
+
+Role = Callable[[settings.Settings, Bus], Awaitable[None]]
+
+
+async def api(conf: settings.Settings, bus: Bus) -> None:
+    """Serve the HTTP APIs."""
+    from whimbrel.api.app import serve
+
+    await serve(conf, bus, _store(conf))
+
+
+async def scheduler(conf: settings.Settings, bus: Bus) -> None:
+    """Answer where servers could go."""
+    from whimbrel.scheduler.service import Scheduler
+
+    await Scheduler(conf.scheduler, conf.conductor.service_down_after, _store(conf), bus).run()
+
+
+async def conductor(conf: settings.Settings, bus: Bus) -> None:
+    """Decide."""
+    from whimbrel.conductor.service import Conductor
+    from whimbrel.identity.tokens import Tokens
+
+    tokens = Tokens(Path(conf.identity.key_file), conf.identity.token_lifetime)
+
+    def ticket_url(image_id: str) -> str:
+        return f"{conf.conductor.image_url}/v2/images/{image_id}/file?ticket={tokens.ticket(image_id)}"
+
+    await Conductor(conf.conductor, _store(conf), bus, ticket_url).run()
+
+
+async def agent(conf: settings.Settings, bus: Bus) -> None:
+    """Do what is ordered, on this host."""
+    from whimbrel.agent.service import run as serve
+
+    await serve(conf, bus)
+
+
+async def controller(conf: settings.Settings, bus: Bus) -> None:
+    """Run api, scheduler and conductor in one process."""
+    async with asyncio.TaskGroup() as group:
+        for role in (scheduler, conductor, api):
+            group.create_task(role(conf, bus), name=role.__name__)
+
+
+ROLES: dict[str, Role] = {role.__name__: role for role in (api, scheduler, conductor, agent, controller)}
+
+
+def run(name: str, conf: settings.Settings) -> None:
+    """Run a role until SIGTERM or SIGINT; raise WhimbrelError when it cannot start or go on."""
+    host = conf.agent.host if name == "agent" and conf.agent else None
+    log.configure(name, conf.logs, host=host)
+    asyncio.run(_run(name, conf))
+
+
+async def _run(name: str, conf: settings.Settings) -> None:
+    if conf.broker is None:
+        raise SettingsError("The settings name no broker; add a [broker] table with its `url`.")
+    timing = Timing(heartbeat=conf.broker.heartbeat)
+    bus = AmqpBus(conf.broker.url, registry(*MESSAGES), name=f"whimbrel-{name}", timing=timing)
+    await bus.start()
+    work = asyncio.create_task(_role(name, conf, bus))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, work.cancel)
+    try:
+        with contextlib.suppress(asyncio.CancelledError):
+            await work
+    except ExceptionGroup as group:
+        raise _first(group) from group
+    finally:
+        await bus.close()
+
+
+async def _role(name: str, conf: settings.Settings, bus: Bus) -> None:
+    async with asyncio.TaskGroup() as group:
+        watch = group.create_task(_watch(bus), name="watch")
+        await ROLES[name](conf, bus)
+        watch.cancel()
+
+
+async def _watch(bus: Bus) -> None:
+    """End the process when its consumers are gone from a broker that is there: a fresh start mends it."""
+    while True:
+        await asyncio.sleep(PROBE_EVERY)
+        await bus.probe()
+
+
+def _store(conf: settings.Settings) -> Store:
+    """Open the database, at this release's schema; imported late, because an agent needs neither."""
+    from whimbrel.store import schema
+    from whimbrel.store.engine import Store
+
+    if conf.database is None:
+        raise SettingsError("The settings name no database; add a [database] table with its `url`.")
+    store = Store(conf.database.url)
+    schema.check(store)
+    return store
+
+
+def _first(group: ExceptionGroup[Exception]) -> Exception:
+    """Return the first plain exception of a group: the fault that ended the rest."""
+    for error in group.exceptions:
+        found = _first(error) if isinstance(error, ExceptionGroup) else error
+        if isinstance(found, BusError | WhimbrelError):
+            return found
+    return group.exceptions[0]

@@ -1,0 +1,104 @@
+"""Clean-up that a silent host owes: written when the work went on without it, paid when it answers again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, Row, or_, select, update
+
+from whimbrel.domain.migration import Verb
+from whimbrel.migration.messages import Order
+from whimbrel.ops import clock
+from whimbrel.store import claims, servers_core
+from whimbrel.store.tables import debts, hosts, migrations
+
+RESEND_AFTER = 60.0
+BATCH = 50
+
+
+def owe(tx: Connection, order: Order, step: str, verb: Verb) -> None:
+    """Write down that `order.host` owes doing or undoing `step` for this attempt."""
+    tx.execute(
+        debts.insert().values(
+            host=order.host,
+            server_id=order.server,
+            migration_id=order.migration,
+            attempt=order.attempt,
+            step=step,
+            verb=verb,
+            order=msgspec.to_builtins(order),
+            created_at=clock.now(),
+        )
+    )
+
+
+def due(tx: Connection, now: float, heard_since: float) -> list[Order]:
+    """Return orders for unpaid debts of hosts that answer again, freshly numbered.
+
+    A debt waits while its server has an open migration at that host, because a new order there would end the
+    step that runs.
+    """
+    busy = (
+        select(migrations.c.id)
+        .where(
+            migrations.c.open,
+            migrations.c.window_open.is_(False),
+            migrations.c.server_id == debts.c.server_id,
+            or_(migrations.c.source == debts.c.host, migrations.c.target == debts.c.host),
+        )
+        .exists()
+    )
+    rows = tx.execute(
+        select(debts)
+        .join(hosts, hosts.c.name == debts.c.host)
+        .where(
+            debts.c.paid_at.is_(None),
+            or_(debts.c.sent_at.is_(None), debts.c.sent_at < now - RESEND_AFTER),
+            hosts.c.heard_at > heard_since,
+            ~busy,
+        )
+        .order_by(debts.c.id)
+        .limit(BATCH)
+    ).all()
+    return [_send(tx, row, now) for row in rows]
+
+
+def _send(tx: Connection, row: Row[Any], now: float) -> Order:
+    epoch, number = servers_core.next_number(tx, row.server_id, raise_epoch=False)
+    order: Order = msgspec.convert(row.order, Order)
+    tx.execute(update(debts).where(debts.c.id == row.id).values(number=number, sent_at=now))
+    return replace(order, epoch=epoch, number=number)
+
+
+def pay(tx: Connection, host: str, server_id: str, number: int) -> bool:
+    """Mark the debt that this order number was for as paid; return whether there was one."""
+    result = tx.execute(
+        update(debts)
+        .where(
+            debts.c.host == host,
+            debts.c.server_id == server_id,
+            debts.c.number == number,
+            debts.c.paid_at.is_(None),
+        )
+        .values(paid_at=clock.now())
+    )
+    if result.rowcount == 0:
+        return False
+    left = tx.execute(
+        select(debts.c.id).where(debts.c.host == host, debts.c.server_id == server_id, debts.c.paid_at.is_(None))
+    ).first()
+    if left is None:
+        claims.settle_owed(tx, host, server_id)
+    return True
+
+
+def is_debt(tx: Connection, host: str, server_id: str, number: int) -> bool:
+    """Return whether this order number was drawn for a debt."""
+    return (
+        tx.execute(
+            select(debts.c.id).where(debts.c.host == host, debts.c.server_id == server_id, debts.c.number == number)
+        ).first()
+        is not None
+    )

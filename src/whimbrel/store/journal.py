@@ -1,0 +1,95 @@
+"""The journal's rows, read as entries and written back one at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, Row, select, update
+
+from whimbrel.domain.migration import Mark
+from whimbrel.migration.journal import Entry
+from whimbrel.migration.messages import Facts, Order
+from whimbrel.store.tables import journal, migrations
+
+AWAITED = (Mark.DOING, Mark.UNDOING, Mark.LOST, Mark.UNDO_LOST)
+"""Marks of rows whose host still owes an answer."""
+
+
+def entries(tx: Connection, migration_id: int, segment: int, attempt: int) -> dict[str, Entry]:
+    """Return one attempt's entries by step name."""
+    rows = tx.execute(
+        select(journal).where(
+            journal.c.migration_id == migration_id, journal.c.segment == segment, journal.c.attempt == attempt
+        )
+    )
+    return {row.step: entry_of(row) for row in rows}
+
+
+def entry_of(row: Row[Any]) -> Entry:
+    """Make a journal row an entry."""
+    return Entry(
+        step=row.step,
+        mark=Mark(row.mark),
+        number=row.number,
+        tries=row.tries,
+        undo_tries=row.undo_tries,
+        facts=row.facts,
+        undo_facts=row.undo_facts,
+        reason=row.reason,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+        heard_at=row.heard_at,
+        asked_at=row.asked_at,
+    )
+
+
+def write(tx: Connection, key: tuple[int, int, int, str], values: dict[str, Any]) -> None:
+    """Insert or update the row of (migration, segment, attempt, step)."""
+    migration_id, segment, attempt, step = key
+    result = tx.execute(update(journal).where(*_is(key)).values(**values))
+    if result.rowcount == 0:
+        tx.execute(
+            journal.insert().values(migration_id=migration_id, segment=segment, attempt=attempt, step=step, **values)
+        )
+
+
+def row_for(tx: Connection, key: tuple[int, int, int, str]) -> Row[Any] | None:
+    """Return one row whole, None when the step was never begun."""
+    return tx.execute(select(journal).where(*_is(key))).one_or_none()
+
+
+def results(tx: Connection, migration_id: int, attempt: int) -> dict[str, Facts]:
+    """Return the facts of all steps that were done in this attempt, over all segments."""
+    rows = tx.execute(
+        select(journal.c.step, journal.c.facts)
+        .where(journal.c.migration_id == migration_id, journal.c.attempt == attempt)
+        .order_by(journal.c.segment)
+    )
+    return {row.step: row.facts for row in rows if row.facts}
+
+
+def awaited(tx: Connection) -> list[Row[Any]]:
+    """Return the rows of open migrations whose host still owes an answer."""
+    return list(
+        tx.execute(
+            select(journal)
+            .join(migrations, migrations.c.id == journal.c.migration_id)
+            .where(migrations.c.open, journal.c.mark.in_(AWAITED))
+        )
+    )
+
+
+def order_of(row: Row[Any]) -> Order:
+    """Return the order that is out for this row."""
+    return msgspec.convert(row.outstanding, Order)
+
+
+def _is(key: tuple[int, int, int, str]) -> tuple[Any, ...]:
+    migration_id, segment, attempt, step = key
+    return (
+        journal.c.migration_id == migration_id,
+        journal.c.segment == segment,
+        journal.c.attempt == attempt,
+        journal.c.step == step,
+    )

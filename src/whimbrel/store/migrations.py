@@ -1,0 +1,203 @@
+"""Migrations: how they begin, get their verdict, and are read and written under compare-and-swap."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, Row, select, update
+
+from whimbrel.domain.errors import Conflict, Invalid, NotFound
+from whimbrel.domain.migration import Kind, Verdict
+from whimbrel.domain.server import Flavor, PowerAction, PowerState
+from whimbrel.migration import protocols
+from whimbrel.migration.messages import Wake
+from whimbrel.migration.protocols import Protocol
+from whimbrel.ops import clock, ids
+from whimbrel.store import outbox
+from whimbrel.store.tables import migrations, servers
+
+CONDUCTOR_QUEUE = "conductor"
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What a transaction has begun: the migration, its segment, and the messages to send after the commit."""
+
+    migration_id: int
+    segment: int
+    outbox: list[tuple[int, str, object]] = field(default_factory=list)
+
+
+class LostRace(Exception):
+    """Another conductor has written this migration first; read again and decide anew."""
+
+
+def begin(
+    tx: Connection,
+    server_id: str,
+    kind: Kind,
+    protocol: Protocol,
+    *,
+    request_id: str,
+    user_id: str,
+    project_id: str,
+    new_flavor: Flavor | None = None,
+    forced_host: str | None = None,
+    action: PowerAction | None = None,
+) -> Begun:
+    """Open a migration of this server; raise NotFound, or Conflict when another one is open."""
+    server = _server(tx, server_id)
+    running = open_of(tx, server_id)
+    if running is not None:
+        raise Conflict(f"Server {server_id} has an open {running.kind} (migration {running.id}); wait until it ends.")
+    moves = kind in (Kind.MIGRATION, Kind.RESIZE)
+    now = clock.now()
+    flavor = server.flavor if new_flavor is None else {**server.flavor, **msgspec.to_builtins(new_flavor)}
+    result = tx.execute(
+        migrations.insert().values(
+            uuid=ids.new_uuid(),
+            server_id=server_id,
+            kind=kind,
+            action=action,
+            project_id=project_id,
+            user_id=user_id,
+            request_id=request_id,
+            segments=[_segment(protocol, request_id)],
+            source=server.host if moves else None,
+            target=None if moves else server.host,
+            forced_host=forced_host,
+            old_flavor=server.flavor,
+            new_flavor=flavor,
+            was_running=kind is Kind.BUILD or server.power_state == PowerState.RUNNING,
+            created_at=now,
+            updated_at=now,
+        )
+    )
+    key = result.inserted_primary_key
+    assert key is not None
+    return _woken(tx, int(key[0]), 0)
+
+
+def give_verdict(
+    tx: Connection, server_id: str, verdict: Verdict, *, request_id: str, user_id: str, project_id: str
+) -> Begun:
+    """Close the undo window. The same verdict again is accepted, another is a Conflict; none open is Invalid."""
+    row = open_of(tx, server_id)
+    if row is None or not (row.window_open or row.verdict):
+        raise Invalid("Instance has not been resized.")
+    if row.verdict is not None:
+        if row.verdict == verdict:
+            return Begun(row.id, row.segment)
+        raise Conflict(f"Server {server_id} is being closed by a {row.verdict} already.")
+    _set_verdict(tx, row, verdict, request_id)
+    return _woken(tx, row.id, row.segment + 1)
+
+
+def request_delete(tx: Connection, server_id: str, *, request_id: str, user_id: str, project_id: str) -> Begun:
+    """Delete the server, whatever it is doing: what runs is cancelled first. Deleting twice is accepted."""
+    row = open_of(tx, server_id)
+    if row is None:
+        return begin(
+            tx,
+            server_id,
+            Kind.DELETE,
+            protocols.DELETE,
+            request_id=request_id,
+            user_id=user_id,
+            project_id=project_id,
+        )
+    if row.verdict == Verdict.DELETE or row.kind == Kind.DELETE:
+        return Begun(row.id, row.segment)
+    # Delete outranks: whatever verdict was being carried out ends first, then the server goes.
+    tx.execute(
+        update(migrations)
+        .where(migrations.c.id == row.id)
+        .values(
+            verdict=Verdict.DELETE,
+            cancelled=True,
+            revision=row.revision + 1,
+            segments=[*row.segments, _segment(protocols.DELETE, request_id)],
+        )
+    )
+    return _woken(tx, row.id, len(row.segments))
+
+
+def confirm_when_due(tx: Connection, now: float) -> list[Begun]:
+    """Give every undo window that has run out its confirm."""
+    rows = tx.execute(
+        select(migrations).where(
+            migrations.c.open,
+            migrations.c.window_open,
+            migrations.c.verdict.is_(None),
+            migrations.c.window_closes_at <= now,
+        )
+    ).all()
+    begun = []
+    for row in rows:
+        _set_verdict(tx, row, Verdict.CONFIRM, row.request_id)
+        begun.append(_woken(tx, row.id, row.segment + 1))
+    return begun
+
+
+def open_of(tx: Connection, server_id: str) -> Row[Any] | None:
+    """Return the server's open migration, None when there is none."""
+    return tx.execute(
+        select(migrations).where(migrations.c.server_id == server_id, migrations.c.open).with_for_update()
+    ).one_or_none()
+
+
+def load(tx: Connection, migration_id: int) -> Row[Any] | None:
+    """Return a migration's row, locked for this transaction; None when there is none."""
+    return tx.execute(select(migrations).where(migrations.c.id == migration_id).with_for_update()).one_or_none()
+
+
+def save(tx: Connection, migration_id: int, revision: int, values: dict[str, Any]) -> None:
+    """Write back under compare-and-swap; raise LostRace when the revision is not the one that was read."""
+    result = tx.execute(
+        update(migrations)
+        .where(migrations.c.id == migration_id, migrations.c.revision == revision)
+        .values(**values, revision=revision + 1, updated_at=clock.now())
+    )
+    if result.rowcount != 1:
+        raise LostRace(f"migration {migration_id} is not at revision {revision} any more")
+
+
+def open_ids(tx: Connection) -> list[int]:
+    """Return every open migration's id, oldest first."""
+    return list(tx.execute(select(migrations.c.id).where(migrations.c.open).order_by(migrations.c.id)).scalars())
+
+
+def _set_verdict(tx: Connection, row: Row[Any], verdict: Verdict, request_id: str) -> None:
+    table = protocols.CONFIRM if verdict is Verdict.CONFIRM else protocols.REVERT
+    result = tx.execute(
+        update(migrations)
+        .where(migrations.c.id == row.id, migrations.c.verdict.is_(None))
+        .values(
+            verdict=verdict,
+            revision=row.revision + 1,
+            segments=[*row.segments, _segment(table, request_id)],
+        )
+    )
+    if result.rowcount != 1:
+        raise Conflict(f"Server {row.server_id} has got another verdict in the same moment; look again.")
+
+
+def _segment(protocol: Protocol, request_id: str) -> dict[str, Any]:
+    return {"protocol": protocol.name, "version": protocol.version, "request_id": request_id}
+
+
+def _woken(tx: Connection, migration_id: int, segment: int) -> Begun:
+    message = Wake(migration_id)
+    number = outbox.put(tx, CONDUCTOR_QUEUE, message)
+    return Begun(migration_id, segment, [(number, CONDUCTOR_QUEUE, message)])
+
+
+def _server(tx: Connection, server_id: str) -> Row[Any]:
+    row = tx.execute(
+        select(servers).where(servers.c.id == server_id, servers.c.deleted_at.is_(None)).with_for_update()
+    ).one_or_none()
+    if row is None:
+        raise NotFound(f"Instance {server_id} could not be found.")
+    return row

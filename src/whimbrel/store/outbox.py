@@ -1,0 +1,111 @@
+"""Messages that a transaction wants sent: written with it, published after it, at least once.
+
+The process that wrote a row is told its id at once and publishes it; a sweep, by any process, catches rows that
+are older than SWEEP_AGE. A row is deleted some time after it was sent, so a crash in between sends it twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+import structlog
+from sqlalchemy import Connection, delete, select
+
+from whimbrel.domain.errors import BusError, Unavailable
+from whimbrel.migration.messages import MESSAGES
+from whimbrel.ops import clock
+from whimbrel.store.engine import Store
+from whimbrel.store.tables import outbox
+
+SWEEP_AGE = 2.0
+SWEEP_EVERY = 1.0
+BATCH = 200
+
+_TYPES: dict[str, type[Any]] = {kind.__name__: kind for kind in MESSAGES}
+_log = structlog.get_logger()
+
+Cast = Callable[[str, object], Awaitable[None]]
+
+
+def put(tx: Connection, queue: str, message: object) -> int:
+    """Write a message for `queue` in this transaction and return the row's id."""
+    row = {
+        "queue": queue,
+        "type": type(message).__name__,
+        "body": msgspec.to_builtins(message),
+        "created_at": clock.now(),
+    }
+    result = tx.execute(outbox.insert().values(**row))
+    key = result.inserted_primary_key
+    assert key is not None
+    return int(key[0])
+
+
+def _due(tx: Connection, before: float) -> list[tuple[int, str, str, Any]]:
+    rows = tx.execute(
+        select(outbox.c.id, outbox.c.queue, outbox.c.type, outbox.c.body)
+        .where(outbox.c.created_at <= before)
+        .order_by(outbox.c.id)
+        .limit(BATCH)
+    )
+    return [(row.id, row.queue, row.type, row.body) for row in rows]
+
+
+def _forget(tx: Connection, sent: list[int]) -> None:
+    tx.execute(delete(outbox).where(outbox.c.id.in_(sent)))
+
+
+class Relay:
+    """Publishes the outbox. `send_now` hands over what a transaction has just written; `run` sweeps the rest."""
+
+    def __init__(self, store: Store, cast: Cast) -> None:
+        self._store = store
+        self._cast = cast
+        self._sent: list[int] = []
+        self._sending: set[int] = set()
+
+    async def send_now(self, rows: list[tuple[int, str, object]]) -> None:
+        """Publish rows (id, queue, message) just committed here, in order; what fails is left to the sweep."""
+        for number, queue, message in rows:
+            self._sending.add(number)
+            try:
+                await self._cast(queue, message)
+                self._sent.append(number)
+            except BusError as error:
+                _log.warning("message not published yet", queue=queue, type=type(message).__name__, reason=str(error))
+            finally:
+                self._sending.discard(number)
+
+    async def run(self) -> None:
+        """Sweep until cancelled: forget what was sent, and publish what nobody has published."""
+        while True:
+            await asyncio.sleep(SWEEP_EVERY)
+            try:
+                await self._sweep()
+            except (BusError, Unavailable) as error:
+                _log.warning("outbox sweep failed", reason=str(error))
+
+    async def _sweep(self) -> None:
+        sent, self._sent = self._sent, []
+        if sent:
+            try:
+                await self._store.write(_forget, sent)
+            except Unavailable:
+                self._sent = sent + self._sent
+                raise
+        for number, queue, kind, body in await self._store.read(_due, clock.now() - SWEEP_AGE):
+            if number in self._sending or number in self._sent:
+                continue
+            message = msgspec.convert(body, _TYPES[kind])
+            await self.send_now([(number, queue, message)])
+
+    async def close(self) -> None:
+        """Forget what was sent; what was not stays for the next process."""
+        sent, self._sent = self._sent, []
+        if sent:
+            with contextlib.suppress(Unavailable):
+                await self._store.write(_forget, sent)

@@ -1,0 +1,94 @@
+"""What the conductor needs of a server's row: its domain objects, its numbers, its power state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, Row, select, update
+
+from whimbrel.domain.server import Flavor, Guest, Image, Nic, disks_for
+from whimbrel.ops import clock
+from whimbrel.store.tables import networks, ports, servers
+
+
+def flavor_of(snapshot: dict[str, Any]) -> Flavor:
+    """Make a stored snapshot a Flavor; what else the snapshot holds is the API's."""
+    return msgspec.convert({name: snapshot[name] for name in Flavor.__dataclass_fields__ if name in snapshot}, Flavor)
+
+
+def image_of(snapshot: dict[str, Any] | None, ticket_url: str = "") -> Image | None:
+    """Make a stored snapshot an Image with a ticket to fetch it by; None for a server without one."""
+    if snapshot is None:
+        return None
+    fields = {name: snapshot[name] for name in Image.__dataclass_fields__ if name in snapshot}
+    return msgspec.convert({**fields, "ticket_url": ticket_url}, Image)
+
+
+def load(tx: Connection, server_id: str) -> Row[Any]:
+    """Return the server's row, deleted or not."""
+    return tx.execute(select(servers).where(servers.c.id == server_id)).one()
+
+
+def guest_of(tx: Connection, row: Row[Any], flavor: dict[str, Any], root_disk: str) -> Guest:
+    """Describe the server, at this flavor, as a host needs to know it."""
+    size = flavor_of(flavor)
+    return Guest(
+        uuid=row.id,
+        name=row.name,
+        vcpus=size.vcpus,
+        ram_mb=size.ram_mb,
+        disks=disks_for(size, image_of(row.image), root_disk),
+        nics=_nics(tx, row.id),
+        user_data=row.user_data,
+        metadata=row.metadata,
+    )
+
+
+def next_number(tx: Connection, server_id: str, *, raise_epoch: bool) -> tuple[int, int]:
+    """Draw the server's next order number, and a new epoch if asked; return (epoch, number)."""
+    row = tx.execute(
+        update(servers)
+        .where(servers.c.id == server_id)
+        .values(order_number=servers.c.order_number + 1, epoch=servers.c.epoch + int(raise_epoch))
+        .returning(servers.c.epoch, servers.c.order_number)
+    ).one()
+    return row.epoch, row.order_number
+
+
+def adopt_numbers(tx: Connection, server_id: str, epoch: int, number: int) -> bool:
+    """Raise the server's numbers to what a host has seen, after a restore of this database; return whether it did."""
+    row = tx.execute(select(servers.c.epoch, servers.c.order_number).where(servers.c.id == server_id)).one()
+    if row.epoch >= epoch and row.order_number >= number:
+        return False
+    tx.execute(
+        update(servers)
+        .where(servers.c.id == server_id)
+        .values(epoch=max(row.epoch, epoch), order_number=max(row.order_number, number))
+    )
+    return True
+
+
+def set_values(tx: Connection, server_id: str, **values: Any) -> None:
+    """Write columns of the server's row and its time of change."""
+    tx.execute(update(servers).where(servers.c.id == server_id).values(**values, updated_at=clock.now()))
+
+
+def _nics(tx: Connection, server_id: str) -> tuple[Nic, ...]:
+    rows = tx.execute(
+        select(ports.c.mac, ports.c.address, networks.c.name, networks.c.cidr, networks.c.gateway, networks.c.mtu)
+        .join(networks, networks.c.id == ports.c.network_id)
+        .where(ports.c.server_id == server_id)
+        .order_by(ports.c.id)
+    )
+    return tuple(
+        Nic(
+            mac=row.mac,
+            address=row.address,
+            prefix=int(row.cidr.split("/")[1]),
+            network=row.name,
+            gateway=row.gateway,
+            mtu=row.mtu,
+        )
+        for row in rows
+    )

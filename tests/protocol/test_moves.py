@@ -1,0 +1,266 @@
+"""The tables, driven by the real conductor: the straight way, a failure at each step, a crash at each boundary."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from tests.protocol.cluster import LARGE, Cluster, Crash
+from whimbrel.domain.migration import Kind, Mark, Verdict
+from whimbrel.migration import protocols
+from whimbrel.store.tables import debts
+
+
+def test_a_cold_migration_is_confirmed(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    cluster.start()
+    cluster.run()
+    assert cluster.migration().window_open, cluster.story()
+    assert cluster.hosts["h1"].sealed, "the source keeps its copy until the verdict"
+    cluster.verdict(Verdict.CONFIRM)
+    cluster.run()
+    assert cluster.migration().outcome == "confirmed", cluster.story()
+    cluster.settled("h2")
+
+
+def test_a_cold_migration_is_reverted(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    cluster.start()
+    cluster.run()
+    cluster.verdict(Verdict.REVERT)
+    cluster.run()
+    assert cluster.migration().outcome == "reverted", cluster.story()
+    cluster.settled("h1")
+
+
+def test_a_resize_changes_the_flavor_and_a_revert_changes_it_back(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    cluster.start(Kind.RESIZE, protocols.RESIZE, new_flavor=LARGE)
+    cluster.run()
+    assert cluster.server().flavor["id"] == "large"
+    cluster.verdict(Verdict.REVERT)
+    cluster.run()
+    cluster.settled("h1")
+    assert cluster.server().flavor["id"] == "small"
+
+
+def test_a_resize_on_the_same_host_keeps_two_copies_apart(tmp_path: Path) -> None:
+    for verdict in (Verdict.CONFIRM, Verdict.REVERT):
+        path = tmp_path / verdict
+        path.mkdir()
+        cluster = Cluster(path, names=("h1",))
+        cluster._take = _same_host(cluster)  # type: ignore[method-assign]
+        cluster.start(Kind.RESIZE, protocols.RESIZE, new_flavor=LARGE)
+        cluster.run()
+        assert cluster.migration().window_open, cluster.story()
+        assert cluster.hosts["h1"].sealed and cluster.hosts["h1"].live
+        cluster.verdict(verdict)
+        cluster.run()
+        cluster.settled("h1")
+
+
+def _same_host(cluster: Cluster):  # type: ignore[no-untyped-def]
+    take = type(cluster)._take
+
+    def allowing(effects):  # type: ignore[no-untyped-def]
+        effects.select = [(m, q.__class__(**{**q.__dict__, "forced_host": "h1"})) for m, q in effects.select]
+        take(cluster, effects)
+
+    return allowing
+
+
+BEFORE_HAND_OVER = ["prepare", "open_channel", "copy_disks", "verify_disks", "create_paused"]
+
+
+@pytest.mark.parametrize("step", BEFORE_HAND_OVER)
+def test_a_step_that_fails_everywhere_leaves_the_guest_where_it_was(tmp_path: Path, step: str) -> None:
+    cluster = Cluster(tmp_path)
+    for name in cluster.hosts:
+        cluster.hosts[name].fail_at = step
+    if step == "create_paused":
+        cluster.hosts["h1"].fail_at = None
+    cluster.start()
+    cluster.run()
+    assert cluster.migration().outcome == "error", cluster.story()
+    assert cluster.migration().reason, cluster.story()
+    cluster.settled("h1")
+
+
+@pytest.mark.parametrize("step", ["prepare", "verify_disks", "create_paused"])
+def test_a_target_that_fails_is_followed_by_the_next_one(tmp_path: Path, step: str) -> None:
+    cluster = Cluster(tmp_path)
+    cluster.hosts["h2"].fail_at = step
+    cluster.start()
+    cluster.run()
+    assert cluster.migration().target == "h3", cluster.story()
+    assert cluster.migration().attempt == 2
+    cluster.verdict(Verdict.CONFIRM)
+    cluster.run()
+    cluster.settled("h3")
+
+
+def _boundaries(tmp_path: Path, verdict: Verdict | None) -> list[int]:
+    cluster = Cluster(tmp_path)
+    _drive(cluster, verdict)
+    return list(range(len(cluster.trace)))
+
+
+def _drive(cluster: Cluster, verdict: Verdict | None) -> None:
+    cluster.start()
+    cluster.run()
+    if verdict is not None:
+        cluster.verdict(verdict)
+        cluster.run()
+
+
+COLD_BOUNDARIES = 28
+
+
+@pytest.mark.parametrize("verdict", [Verdict.CONFIRM, Verdict.REVERT])
+def test_a_power_cut_at_any_boundary_ends_with_one_whole_running_guest(tmp_path: Path, verdict: Verdict) -> None:
+    count = len(_boundaries(_fresh(tmp_path, "count"), verdict))
+    assert count > COLD_BOUNDARIES
+    for boundary in range(count):
+        cluster = Cluster(_fresh(tmp_path, str(boundary)))
+        counter = itertools.count()
+
+        def crash(what: str, counter: itertools.count[int] = counter, at: int = boundary) -> None:
+            if next(counter) == at:
+                raise Crash(what)
+
+        cluster.crash_at = crash
+        _drive(cluster, verdict)
+        home = "h2" if verdict is Verdict.CONFIRM else "h1"
+        outcome = cluster.migration().outcome
+        assert outcome in ("confirmed", "reverted"), f"boundary {boundary}\n{cluster.story()}"
+        where = cluster.hosts[home]
+        assert where.live is not None, cluster.story()
+        cluster.settled(home, running=where.running == "running")
+        if where.running != "running":
+            # The cut came after the guest was let run: it is down as after any power cut, and shown so.
+            assert cluster.server().power_state == "stopped"
+
+
+def _fresh(tmp_path: Path, name: str) -> Path:
+    path = tmp_path / name
+    path.mkdir()
+    return path
+
+
+def test_a_source_that_dies_in_the_copy_is_waited_for_and_named(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+
+    def die(what: str) -> None:
+        if what == "h1.copy_disks":
+            raise Crash(what)
+
+    cluster.crash_at = die
+    cluster.boot = lambda host: None  # type: ignore[method-assign]
+    cluster.start()
+    for _ in range(4):
+        cluster.deliver()
+        cluster.tick(later=70)
+    assert cluster.migration().fence == "h1", cluster.story()
+    assert cluster.migration().open
+    cluster.crash_at = lambda what: None
+    del cluster.boot
+    cluster.boot(cluster.hosts["h1"])
+    cluster.run()
+    assert not cluster.migration().open or cluster.migration().window_open, cluster.story()
+    assert [h.name for h in cluster.hosts.values() if h.running == "running"], cluster.story()
+
+
+def test_a_target_that_dies_for_good_leaves_a_debt_and_its_disk_claim(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, names=("h1", "h2"))
+
+    def die(what: str) -> None:
+        if what == "h1.copy_disks":
+            cluster.power_cut(cluster.hosts["h2"], stay_down=True)
+
+    cluster.crash_at = die
+    cluster.start()
+    cluster.deliver()
+    cluster.crash_at = lambda what: None
+    for _ in range(6):
+        cluster.tick(later=70)
+        cluster.deliver()
+    assert cluster.migration().outcome == "error", cluster.story()
+    assert cluster.hosts["h1"].running == "running"
+    assert [row.host for row in cluster.rows(debts)] == ["h2"]
+    cluster.boot(cluster.hosts["h2"])
+    cluster.run()
+    assert all(row.paid_at for row in cluster.rows(debts)), cluster.story()
+    cluster.settled("h1")
+
+
+def test_a_revert_refuses_when_the_source_is_away_and_the_target_runs_on(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    cluster.start()
+    cluster.run()
+    cluster.power_cut(cluster.hosts["h1"], stay_down=True)
+    cluster.verdict(Verdict.REVERT)
+    cluster.deliver()
+    cluster.tick(later=70)
+    cluster.deliver()
+    assert cluster.migration().window_open and cluster.migration().verdict is None, cluster.story()
+    assert cluster.hosts["h2"].running == "running"
+    cluster.verdict(Verdict.CONFIRM)
+    cluster.deliver()
+    cluster.tick(later=70)
+    cluster.deliver()
+    assert cluster.migration().outcome == "confirmed", "confirming does not wait for a source that is away"
+    cluster.boot(cluster.hosts["h1"])
+    cluster.run()
+    cluster.settled("h2")
+
+
+@pytest.mark.parametrize("after", range(0, 24, 2))
+def test_a_delete_at_any_moment_leaves_nothing(tmp_path: Path, after: int) -> None:
+    cluster = Cluster(tmp_path)
+    cluster.start()
+    for _ in range(after):
+        if cluster.queue:
+            cluster.step()
+    cluster.delete()
+    cluster.run()
+    assert cluster.server().deleted_at is not None, cluster.story()
+    for host in cluster.hosts.values():
+        assert host.live is None and not host.incoming and not host.sealed and host.running is None, cluster.story()
+    from whimbrel.store.tables import claims
+
+    assert cluster.rows(claims) == []
+
+
+def test_lost_messages_are_asked_about_and_sent_again(tmp_path: Path) -> None:
+    for lost in range(0, 20):
+        cluster = Cluster(_fresh(tmp_path, str(lost)))
+        cluster.start()
+        delivered = 0
+        while cluster.queue:
+            if delivered == lost + 1:
+                cluster.queue.popleft()
+            else:
+                cluster.step()
+            delivered += 1
+        cluster.run()
+        assert cluster.migration().window_open, f"lost {lost}\n{cluster.story()}"
+
+
+def test_every_message_twice_changes_nothing(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    cluster.start()
+    seen: set[int] = set()
+    while cluster.queue:
+        message = cluster.queue[0]
+        if id(message) not in seen:
+            seen.add(id(message))
+            cluster.queue.append(message)
+        cluster.step()
+    cluster.run()
+    assert cluster.migration().window_open, cluster.story()
+    assert cluster.marks()["start_guest"] == Mark.DONE
+    cluster.verdict(Verdict.CONFIRM)
+    cluster.run()
+    cluster.settled("h2")
