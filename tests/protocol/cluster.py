@@ -6,9 +6,13 @@ between any two lines of a step. `audit` is the one function that checks the inv
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +40,8 @@ from whimbrel.migration.ports import Control, World
 from whimbrel.ops import clock, settings
 from whimbrel.store import claims, migrations
 from whimbrel.store.engine import Store
-from whimbrel.store.tables import debts, journal, metadata, servers
 from whimbrel.store.tables import claims as claims_table
+from whimbrel.store.tables import debts, journal, metadata, servers
 from whimbrel.store.tables import migrations as migrations_table
 
 SERVER = "11111111-2222-4333-8444-555555555555"
@@ -274,14 +278,32 @@ class Free:
     def report(self, done: int, total: int, note: str = "") -> None: ...
 
 
+@cache
+def _store() -> Store:
+    """One database for all clusters of this process, because compiling the statements anew costs the most."""
+    path = Path(tempfile.mkdtemp(prefix="whimbrel-test-"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    store = Store(f"sqlite:///{path}/whimbrel.db")
+    store.write_now(lambda tx: metadata.create_all(tx))
+    return store
+
+
+def _empty_store() -> Store:
+    def clear(tx: Connection) -> None:
+        for table in reversed(metadata.sorted_tables):
+            tx.execute(table.delete())
+
+    _store().write_now(clear)
+    return _store()
+
+
 class Cluster:
     """Hosts, one server on the first of them, the conductor's database, and the messages in flight."""
 
-    def __init__(self, path: Path, names: tuple[str, ...] = ("h1", "h2", "h3"), **conf: Any) -> None:
+    def __init__(self, names: tuple[str, ...] = ("h1", "h2", "h3"), **conf: Any) -> None:
         self.time = 1_000_000.0
         clock.now = lambda: self.time
-        self.store = Store(f"sqlite:///{path}/whimbrel.db")
-        self.store.write_now(lambda tx: metadata.create_all(tx))
+        self.store = _empty_store()
         self.conf = settings.Conductor(**conf)
         self.driver = Driver(self.conf, lambda image: "")
         self.queue: deque[object] = deque()
@@ -553,7 +575,9 @@ class Cluster:
         )
         m = self.migration()
         owed = [f"{d.host}:{d.step}:{d.verb}:{'paid' if d.paid_at else 'due'}" for d in self.rows(debts)]
-        return f"open={m.open} outcome={m.outcome} fence={m.fence} reason={m.reason}\n{rows}\ndebts={owed}\n{self.trace}"
+        return (
+            f"open={m.open} outcome={m.outcome} fence={m.fence} reason={m.reason}\n{rows}\ndebts={owed}\n{self.trace}"
+        )
 
 
 def _report(order: Order, answer: Answer, facts: Facts | None = None, reason: str = "") -> StepReport:

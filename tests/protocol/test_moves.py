@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
 import pytest
 
@@ -13,8 +12,8 @@ from whimbrel.migration import protocols
 from whimbrel.store.tables import debts
 
 
-def test_a_cold_migration_is_confirmed(tmp_path: Path) -> None:
-    cluster = Cluster(tmp_path)
+def test_a_cold_migration_is_confirmed() -> None:
+    cluster = Cluster()
     cluster.start()
     cluster.run()
     assert cluster.migration().window_open, cluster.story()
@@ -25,8 +24,8 @@ def test_a_cold_migration_is_confirmed(tmp_path: Path) -> None:
     cluster.settled("h2")
 
 
-def test_a_cold_migration_is_reverted(tmp_path: Path) -> None:
-    cluster = Cluster(tmp_path)
+def test_a_cold_migration_is_reverted() -> None:
+    cluster = Cluster()
     cluster.start()
     cluster.run()
     cluster.verdict(Verdict.REVERT)
@@ -35,8 +34,8 @@ def test_a_cold_migration_is_reverted(tmp_path: Path) -> None:
     cluster.settled("h1")
 
 
-def test_a_resize_changes_the_flavor_and_a_revert_changes_it_back(tmp_path: Path) -> None:
-    cluster = Cluster(tmp_path)
+def test_a_resize_changes_the_flavor_and_a_revert_changes_it_back() -> None:
+    cluster = Cluster()
     cluster.start(Kind.RESIZE, protocols.RESIZE, new_flavor=LARGE)
     cluster.run()
     assert cluster.server().flavor["id"] == "large"
@@ -46,11 +45,9 @@ def test_a_resize_changes_the_flavor_and_a_revert_changes_it_back(tmp_path: Path
     assert cluster.server().flavor["id"] == "small"
 
 
-def test_a_resize_on_the_same_host_keeps_two_copies_apart(tmp_path: Path) -> None:
+def test_a_resize_on_the_same_host_keeps_two_copies_apart() -> None:
     for verdict in (Verdict.CONFIRM, Verdict.REVERT):
-        path = tmp_path / verdict
-        path.mkdir()
-        cluster = Cluster(path, names=("h1",))
+        cluster = Cluster(names=("h1",))
         cluster._take = _same_host(cluster)  # type: ignore[method-assign]
         cluster.start(Kind.RESIZE, protocols.RESIZE, new_flavor=LARGE)
         cluster.run()
@@ -75,8 +72,8 @@ BEFORE_HAND_OVER = ["prepare", "open_channel", "copy_disks", "verify_disks", "cr
 
 
 @pytest.mark.parametrize("step", BEFORE_HAND_OVER)
-def test_a_step_that_fails_everywhere_leaves_the_guest_where_it_was(tmp_path: Path, step: str) -> None:
-    cluster = Cluster(tmp_path)
+def test_a_step_that_fails_everywhere_leaves_the_guest_where_it_was(step: str) -> None:
+    cluster = Cluster()
     for name in cluster.hosts:
         cluster.hosts[name].fail_at = step
     if step == "create_paused":
@@ -89,8 +86,8 @@ def test_a_step_that_fails_everywhere_leaves_the_guest_where_it_was(tmp_path: Pa
 
 
 @pytest.mark.parametrize("step", ["prepare", "verify_disks", "create_paused"])
-def test_a_target_that_fails_is_followed_by_the_next_one(tmp_path: Path, step: str) -> None:
-    cluster = Cluster(tmp_path)
+def test_a_target_that_fails_is_followed_by_the_next_one(step: str) -> None:
+    cluster = Cluster()
     cluster.hosts["h2"].fail_at = step
     cluster.start()
     cluster.run()
@@ -101,8 +98,8 @@ def test_a_target_that_fails_is_followed_by_the_next_one(tmp_path: Path, step: s
     cluster.settled("h3")
 
 
-def _boundaries(tmp_path: Path, verdict: Verdict | None) -> list[int]:
-    cluster = Cluster(tmp_path)
+def _boundaries(verdict: Verdict | None) -> list[int]:
+    cluster = Cluster()
     _drive(cluster, verdict)
     return list(range(len(cluster.trace)))
 
@@ -119,11 +116,11 @@ COLD_BOUNDARIES = 28
 
 
 @pytest.mark.parametrize("verdict", [Verdict.CONFIRM, Verdict.REVERT])
-def test_a_power_cut_at_any_boundary_ends_with_one_whole_running_guest(tmp_path: Path, verdict: Verdict) -> None:
-    count = len(_boundaries(_fresh(tmp_path, "count"), verdict))
+def test_a_power_cut_at_any_boundary_ends_with_one_whole_running_guest(verdict: Verdict) -> None:
+    count = len(_boundaries(verdict))
     assert count > COLD_BOUNDARIES
     for boundary in range(count):
-        cluster = Cluster(_fresh(tmp_path, str(boundary)))
+        cluster = Cluster()
         counter = itertools.count()
 
         def crash(what: str, counter: itertools.count[int] = counter, at: int = boundary) -> None:
@@ -143,14 +140,8 @@ def test_a_power_cut_at_any_boundary_ends_with_one_whole_running_guest(tmp_path:
             assert cluster.server().power_state == "stopped"
 
 
-def _fresh(tmp_path: Path, name: str) -> Path:
-    path = tmp_path / name
-    path.mkdir()
-    return path
-
-
-def test_a_source_that_dies_in_the_copy_is_waited_for_and_named(tmp_path: Path) -> None:
-    cluster = Cluster(tmp_path)
+def test_a_source_that_dies_in_the_copy_is_waited_for_and_named() -> None:
+    cluster = Cluster()
 
     def die(what: str) -> None:
         if what == "h1.copy_disks":
@@ -172,8 +163,8 @@ def test_a_source_that_dies_in_the_copy_is_waited_for_and_named(tmp_path: Path) 
     assert [h.name for h in cluster.hosts.values() if h.running == "running"], cluster.story()
 
 
-def test_a_target_that_dies_for_good_leaves_a_debt_and_its_disk_claim(tmp_path: Path) -> None:
-    cluster = Cluster(tmp_path, names=("h1", "h2"))
+def test_a_target_that_dies_for_good_leaves_a_debt_and_its_disk_claim() -> None:
+    cluster = Cluster(names=("h1", "h2"))
 
     def die(what: str) -> None:
         if what == "h1.copy_disks":
@@ -195,8 +186,8 @@ def test_a_target_that_dies_for_good_leaves_a_debt_and_its_disk_claim(tmp_path: 
     cluster.settled("h1")
 
 
-def test_a_revert_refuses_when_the_source_is_away_and_the_target_runs_on(tmp_path: Path) -> None:
-    cluster = Cluster(tmp_path)
+def test_a_revert_refuses_when_the_source_is_away_and_the_target_runs_on() -> None:
+    cluster = Cluster()
     cluster.start()
     cluster.run()
     cluster.power_cut(cluster.hosts["h1"], stay_down=True)
@@ -217,8 +208,8 @@ def test_a_revert_refuses_when_the_source_is_away_and_the_target_runs_on(tmp_pat
 
 
 @pytest.mark.parametrize("after", range(0, 24, 2))
-def test_a_delete_at_any_moment_leaves_nothing(tmp_path: Path, after: int) -> None:
-    cluster = Cluster(tmp_path)
+def test_a_delete_at_any_moment_leaves_nothing(after: int) -> None:
+    cluster = Cluster()
     cluster.start()
     for _ in range(after):
         if cluster.queue:
@@ -233,9 +224,9 @@ def test_a_delete_at_any_moment_leaves_nothing(tmp_path: Path, after: int) -> No
     assert cluster.rows(claims) == []
 
 
-def test_lost_messages_are_asked_about_and_sent_again(tmp_path: Path) -> None:
-    for lost in range(0, 20):
-        cluster = Cluster(_fresh(tmp_path, str(lost)))
+def test_lost_messages_are_asked_about_and_sent_again() -> None:
+    for lost in range(20):
+        cluster = Cluster()
         cluster.start()
         delivered = 0
         while cluster.queue:
@@ -248,8 +239,8 @@ def test_lost_messages_are_asked_about_and_sent_again(tmp_path: Path) -> None:
         assert cluster.migration().window_open, f"lost {lost}\n{cluster.story()}"
 
 
-def test_every_message_twice_changes_nothing(tmp_path: Path) -> None:
-    cluster = Cluster(tmp_path)
+def test_every_message_twice_changes_nothing() -> None:
+    cluster = Cluster()
     cluster.start()
     seen: set[int] = set()
     while cluster.queue:

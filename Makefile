@@ -1,0 +1,38 @@
+# Whimbrel's commands. `make demo` and `make test` do all of their own set-up on Debian 12, as root.
+SHELL := /bin/bash
+VENV := .venv
+PY := $(VENV)/bin/python
+BIN := $(VENV)/bin
+
+.PHONY: help setup demo lab test lint bench lock clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup:  ## install what is missing: Debian's packages, uv, the locked Python packages
+	@tools/setup.sh
+
+demo: setup  ## two hosts on this machine, a real guest, moved there and back, with the proof that nothing was lost
+	@$(BIN)/whimbrel lab demo
+
+lab: setup  ## start a lab of two hosts in ./.lab and leave it running
+	@$(BIN)/whimbrel lab up --dir .lab
+
+lint: setup  ## ruff, mypy --strict, import-linter
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint  ## everything that must hold, on real guests too
+	$(PY) -m pytest -n 2 --dist loadgroup $(ARGS)
+
+bench: setup  ## measure; raw rows go to benchmarks/results
+	$(PY) -m benchmarks $(ARGS)
+
+lock: setup  ## write the hashed locks anew
+	tools/lock.sh
+
+clean:  ## stop labs of this checkout and remove what was built
+	@if [ -x $(BIN)/whimbrel ]; then for d in .lab .demo; do [ ! -d $$d ] || $(BIN)/whimbrel lab down --dir $$d; done; fi
+	rm -rf $(VENV) .cache .lab .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
