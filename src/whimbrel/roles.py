@@ -34,9 +34,17 @@ Role = Callable[[settings.Settings, Bus], Awaitable[None]]
 
 async def api(conf: settings.Settings, bus: Bus) -> None:
     """Serve the HTTP APIs."""
-    from whimbrel.api.app import serve
+    from whimbrel.api.app import Services, serve
+    from whimbrel.identity.tokens import Tokens
+    from whimbrel.store.outbox import Relay
 
-    await serve(conf, bus, _store(conf))
+    store = _store(conf)
+    relay = Relay(store, bus.cast)
+    tokens = Tokens(Path(conf.identity.key_file), conf.identity.token_lifetime)
+    async with asyncio.TaskGroup() as group:
+        sweep = group.create_task(relay.run(), name="relay")
+        await serve(Services(conf, store, bus, relay, tokens))
+        sweep.cancel()
 
 
 async def scheduler(conf: settings.Settings, bus: Bus) -> None:
