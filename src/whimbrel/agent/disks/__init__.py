@@ -1,0 +1,1 @@
+"""The disk files of servers on one host, and their way to another host."""

@@ -1,0 +1,95 @@
+"""Making and growing disk files. Formats and backing files are declared in every call, never found out from a disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from pathlib import Path
+
+from whimbrel.agent.disks.programs import run
+from whimbrel.domain.errors import StepError
+from whimbrel.domain.server import Disk, Image
+from whimbrel.migration.ports import Control
+from whimbrel.ops import ids
+
+BASE = "base-0"
+"""The base image's name in a server's directory: a hard link into the host's cache."""
+
+MIB = 1 << 20
+PAGE = 4096
+
+_HEADER = struct.Struct(">4sIQIIQ")
+_FEATURES = struct.Struct(">Q")
+_EXTERNAL_DATA = 1 << 2
+
+
+def refuse_references(path: Path, image: Image) -> None:
+    """Raise StepError when an image names another file: a host would read that file for whoever uploaded it."""
+    if image.format != "qcow2":
+        return
+    with path.open("rb") as file:
+        head = file.read(104)
+    if len(head) < _HEADER.size or not head.startswith(b"QFI\xfb"):
+        raise StepError(f"Image {image.id} was declared as qcow2 and is not; upload it again with its true format.")
+    _, version, backing, _, _, _ = _HEADER.unpack_from(head)
+    features = _FEATURES.unpack_from(head, 72)[0] if version >= 3 and len(head) >= 80 else 0
+    if backing or features & _EXTERNAL_DATA:
+        raise StepError(
+            f"Image {image.id} refers to another file; flatten it with qemu-img convert and upload it again."
+        )
+
+
+def make_overlay(directory: Path, disk: Disk, image: Image, control: Control) -> None:
+    """Make an empty top layer over the base image beside it."""
+    argv = ["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", BASE, "-F", image.format]
+    run([*argv, disk.name, str(disk.size_mb * MIB)], directory, control)
+
+
+def make_flat(directory: Path, disk: Disk, image: Image, control: Control) -> None:
+    """Make a root disk that stands alone, with the base image's content; holes stay holes."""
+    base = _node(directory / BASE, image.format)
+    run(["qemu-img", "convert", "-q", "-O", disk.format, base, disk.name], directory, control)
+    grow(directory, disk, None, control)
+
+
+def make_empty(directory: Path, disk: Disk, control: Control) -> None:
+    """Make a disk that reads as zeros."""
+    run(["qemu-img", "create", "-q", "-f", disk.format, disk.name, str(disk.size_mb * MIB)], directory, control)
+
+
+def make_swap(directory: Path, disk: Disk) -> None:
+    """Make a raw disk with the header of an empty Linux swap area."""
+    path = directory / disk.name
+    header = bytearray(PAGE)
+    struct.pack_into("<III", header, 1024, 1, disk.size_mb * MIB // PAGE - 1, 0)
+    header[1036:1052] = bytes.fromhex(ids.new_hex())
+    header[-10:] = b"SWAPSPACE2"
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(header)
+        file.truncate(disk.size_mb * MIB)
+
+
+def grow(directory: Path, disk: Disk, image: Image | None, control: Control) -> None:
+    """Give a disk its declared size; an overlay's `image` is the one that it stands on. qemu-img never shrinks here."""
+    node = _node(directory / disk.name, disk.format, image if disk.base else None)
+    run(["qemu-img", "resize", "-q", node, str(disk.size_mb * MIB)], directory, control)
+
+
+def _node(path: Path, format: str, image: Image | None = None) -> str:
+    """Name a file to qemu-img with its whole chain, so that nothing is probed and no header is followed."""
+    node: dict[str, object] = {"driver": format, "file": {"driver": "file", "filename": str(path)}}
+    if format == "qcow2":
+        node["backing"] = None
+    if image is not None:
+        base: dict[str, object] = {
+            "driver": image.format,
+            "file": {"driver": "file", "filename": str(path.with_name(BASE))},
+            "read-only": True,
+        }
+        if image.format == "qcow2":
+            base["backing"] = None
+        node["backing"] = base
+    return f"json:{json.dumps(node)}"

@@ -1,0 +1,240 @@
+"""The disks port: what a step may do with the disk files of a server on this host."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from whimbrel.agent.directories import (
+    HostDirectories,
+    free_bytes,
+    in_words,
+    read_manifest,
+    sync_directory,
+    write_durably,
+    write_manifest,
+)
+from whimbrel.agent.disks import qcow2
+from whimbrel.agent.disks.cache import ImageCache
+from whimbrel.agent.disks.channel import SshChannels
+from whimbrel.agent.disks.configdrive import make_config_drive
+from whimbrel.agent.disks.frames import RECEIVED
+from whimbrel.agent.disks.send import send_files
+from whimbrel.agent.disks.verify import digest_of
+from whimbrel.domain.errors import StepError
+from whimbrel.domain.server import Disk, DiskRole, Image
+from whimbrel.migration.messages import Facts, Order, Work
+from whimbrel.migration.ports import Control
+from whimbrel.ops import clock
+from whimbrel.ops.settings import Agent
+
+CACHE = "_base"
+
+
+class HostDisks:
+    """The files of this host's servers. `ready` is asked before anything is made whether a guest could run here."""
+
+    def __init__(self, settings: Agent, channels: SshChannels, ready: Callable[[Order], None] | None = None) -> None:
+        self._host = settings.host
+        self._directories = HostDirectories(settings.instances_dir)
+        self._cache = ImageCache(settings.host, self._directories.root / CACHE)
+        self._channels = channels
+        self._ready = ready
+
+    def prepare(self, order: Order, control: Control) -> Facts:
+        """Make the incoming directory with base image, room and (in a build) new disks and config drive.
+
+        The manifest is written last: without it the directory was made in part, and is made again.
+        """
+        if self._directories.is_live(order.server, order.attempt):
+            return {}
+        _refuse_loss(order.work)
+        if self._ready:
+            self._ready(order)
+        self._directories.discard(order.server, order.attempt)
+        incoming = self._directories.incoming(order.server, order.attempt)
+        with in_words("prepare", incoming):
+            incoming.mkdir(mode=0o700, parents=True)
+            image = self._link_base(order, incoming, control)
+            building = order.protocol == "build"
+            carried = set() if building else {disk.name for disk in order.work.old.disks if _is_carried(disk)}
+            for disk in order.work.guest.disks:
+                if disk.name not in carried:
+                    _make(incoming, disk, image, control)
+            if building:
+                make_config_drive(incoming, order.work.guest, control)
+            _sync_files(incoming)
+            write_manifest(
+                incoming,
+                {
+                    "server": order.server,
+                    "attempt": order.attempt,
+                    "host": self._host,
+                    "disks": [asdict(disk) for disk in order.work.guest.disks],
+                },
+            )
+            sync_directory(self._directories.root)
+            return {"free_bytes": free_bytes(incoming)}
+
+    def is_prepared(self, order: Order) -> bool:
+        """Return whether the incoming directory of this attempt is whole."""
+        return read_manifest(self._directories.incoming(order.server, order.attempt)) is not None
+
+    def push(self, order: Order, control: Control) -> Facts:
+        """Send every disk's bytes to the target; return bytes and the digest of each disk."""
+        begun = clock.monotonic()
+        if not self._directories.is_sealed(order.server, order.attempt):
+            raise StepError(f"Server {order.server} was not sealed by attempt {order.attempt}; its disks may change.")
+        record = self._pushed(order)
+        record.unlink(missing_ok=True)
+        paths = self._channels.files(order)
+        shared = bool(order.results.get("open_channel", {}).get("shared"))
+        if shared:
+            facts = self._link_shared(order, paths)
+        else:
+            facts = send_files(paths, self._channels.session(order, control), control)
+        facts |= {"shared": shared, "seconds": round(clock.monotonic() - begun, 3)}
+        with in_words("write", record):
+            write_durably(record, json.dumps(facts))
+        return facts
+
+    def pushed(self, order: Order) -> Facts | None:
+        """Return what `push` returned, when the target holds everything that it sent."""
+        return _load(self._pushed(order))
+
+    def verify(self, order: Order, control: Control) -> Facts:
+        """Read the disks back from the target's disk and compare with the digests in the order's results."""
+        sent = order.results["copy_disks"]
+        incoming = self._directories.incoming(order.server, order.attempt)
+        received = (_load(incoming / RECEIVED) or {}).get("files", {})
+        total = sum(length for file in received.values() for _, length in file["ranges"])
+        verified = 0
+
+        def step(length: int) -> None:
+            nonlocal verified
+            verified += length
+            control.check()
+            control.report(verified, total)
+
+        for name, expected in sent["disks"].items():
+            path = incoming / name
+            with in_words("read back", path):
+                if sent.get("shared"):
+                    found = {"size": path.stat().st_size, "digest": expected["digest"]}
+                elif name not in received:
+                    raise StepError(f"{name} of server {order.server} has not arrived on {self._host}; copy it again.")
+                else:
+                    size, digest = digest_of(path, received[name]["ranges"], step)
+                    found = {"size": size, "digest": digest}
+            if found != expected:
+                raise StepError(
+                    f"{name} of server {order.server} differs on {self._host} from what {_source_host(order)} sent "
+                    f"(expected {_short(expected)}, found {_short(found)}); the source's copy is whole."
+                )
+        return {"verified_bytes": verified}
+
+    def resize(self, order: Order, control: Control) -> Facts:
+        """Give the incoming disks their new sizes; a root disk grows and never shrinks."""
+        _refuse_loss(order.work)
+        incoming = self._directories.incoming(order.server, order.attempt)
+        before = {disk.name: disk for disk in order.work.old.disks if _is_carried(disk)}
+        grown = {}
+        with in_words("resize the disks in", incoming):
+            for disk in order.work.guest.disks:
+                if disk.name in before and disk.size_mb > before[disk.name].size_mb:
+                    qcow2.grow(incoming, disk, order.work.image, control)
+                    grown[disk.name] = disk.size_mb
+            _sync_files(incoming)
+        return {"grown_to_mb": grown}
+
+    def _link_base(self, order: Order, incoming: Path, control: Control) -> Image | None:
+        """Put the base image, if the root disk needs one, into the incoming directory."""
+        image, root = order.work.image, order.work.guest.disks[0]
+        needed = root.base is not None or (order.protocol == "build" and image is not None)
+        if not needed:
+            return None
+        if image is None or root.base not in (None, image.sha256):
+            raise StepError(f"The order does not name base image {root.base}, on which server {order.server} stands.")
+        self._cache.link(image, incoming / qcow2.BASE, control)
+        return image
+
+    def _link_shared(self, order: Order, paths: list[Path]) -> Facts:
+        """On shared storage the target's directory is here too: a link is all that is to be done."""
+        incoming = self._directories.incoming(order.server, order.attempt)
+        with in_words("link the disks into", incoming):
+            for path in paths:
+                (incoming / path.name).unlink(missing_ok=True)
+                os.link(path, incoming / path.name, follow_symlinks=False)
+            sync_directory(incoming)
+            disks = {path.name: {"size": path.stat().st_size, "digest": ""} for path in paths}
+        return {"bytes": 0, "allocated": 0, "disks": disks}
+
+    def _pushed(self, order: Order) -> Path:
+        return self._directories.sealed(order.server, order.attempt) / f"pushed-{order.attempt}.json"
+
+
+def _make(incoming: Path, disk: Disk, image: Image | None, control: Control) -> None:
+    """Make one disk anew."""
+    if disk.role is DiskRole.SWAP:
+        qcow2.make_swap(incoming, disk)
+    elif disk.role is DiskRole.ROOT and image is not None:
+        if disk.size_mb < image.virtual_size_mb:
+            raise StepError(
+                f"Image {image.id} has a disk of {image.virtual_size_mb} MiB and the flavor gives {disk.size_mb} MiB; "
+                f"choose a larger flavor."
+            )
+        make = qcow2.make_overlay if disk.base else qcow2.make_flat
+        make(incoming, disk, image, control)
+    else:
+        qcow2.make_empty(incoming, disk, control)
+
+
+def _is_carried(disk: Disk) -> bool:
+    return disk.role is not DiskRole.SWAP
+
+
+def _refuse_loss(work: Work) -> None:
+    """Raise StepError when a disk that holds the user's data would shrink or go."""
+    after = {disk.name: disk for disk in work.guest.disks if _is_carried(disk)}
+    for disk in work.old.disks:
+        if not _is_carried(disk):
+            continue
+        if disk.name not in after:
+            raise StepError(f"The new flavor has no {disk.role} disk, and {disk.name} would be lost.")
+        if after[disk.name].size_mb < disk.size_mb:
+            raise StepError(
+                f"{disk.name} ({disk.role}) has {disk.size_mb} MiB and cannot shrink to "
+                f"{after[disk.name].size_mb} MiB; choose a flavor that is not smaller."
+            )
+
+
+def _sync_files(directory: Path) -> None:
+    """Wait until every file of a directory is on the disk."""
+    for path in directory.iterdir():
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    sync_directory(directory)
+
+
+def _load(path: Path) -> dict[str, Any] | None:
+    with in_words("read", path):
+        try:
+            loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+    return loaded
+
+
+def _source_host(order: Order) -> str:
+    return order.work.source.host if order.work.source else "the source"
+
+
+def _short(found: dict[str, Any]) -> str:
+    return f"{found['size']} bytes, digest {found['digest'][:12] or 'none'}"

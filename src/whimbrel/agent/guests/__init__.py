@@ -1,0 +1,1 @@
+"""The guests of one host, under a hypervisor."""

@@ -1,0 +1,230 @@
+"""The guests port under libvirt and QEMU."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from whimbrel.agent.directories import HostDirectories
+from whimbrel.agent.guests import xml
+from whimbrel.agent.guests.connection import Hypervisor, binding
+from whimbrel.domain.errors import CannotTell, StepError
+from whimbrel.domain.server import PowerState
+from whimbrel.migration.messages import Order
+from whimbrel.migration.ports import Control
+from whimbrel.ops import clock
+from whimbrel.ops.settings import Agent
+
+ASK_AGAIN = 4.0
+"""Seconds between two requests to shut down: a guest that is still booting does not hear the first."""
+
+LOOK_AGAIN = 0.05
+ALIVE = (PowerState.RUNNING, PowerState.PAUSED)
+
+
+class LibvirtGuests:
+    """The guests of this host. Nothing is kept in memory: libvirt is asked each time."""
+
+    def __init__(self, settings: Agent) -> None:
+        self._settings = settings
+        self._directories = HostDirectories(settings.instances_dir)
+        self._hypervisor = Hypervisor(settings.libvirt_uri)
+
+    def state(self, server: str) -> PowerState | None:
+        """Return the guest's state, None when it is not defined here. STOPPED means that no process holds its disks."""
+
+        def look(connection: Any) -> tuple[int, bool] | None:
+            domain = _find(connection, server)
+            return None if domain is None else (domain.state()[0], bool(domain.isActive()))
+
+        found = self._hypervisor.call(f"tell the state of server {server}", look)
+        if found is not None and found[1]:
+            return _power_state(found[0])
+        holders = list(qemu_processes(server))
+        if holders:
+            raise CannotTell(
+                f"libvirtd says that server {server} does not run, but QEMU process {holders[0]} holds its disks. "
+                f"End that process, or restart libvirtd."
+            )
+        return None if found is None else PowerState.STOPPED
+
+    def ready(self, order: Order) -> None:
+        """Raise StepError when this host could not run the guest of the order: libvirtd or the bridge is missing."""
+        self.version()
+        if order.work.guest.nics:
+            self._require_bridge()
+
+    def version(self) -> int:
+        """Return QEMU's version as libvirt counts it, 7002022 for 7.2.22."""
+        version: int = self._hypervisor.call("tell QEMU's version", lambda connection: connection.getVersion())
+        return version
+
+    def compose(self, order: Order) -> tuple[str, list[str]]:
+        """Return the definition for this host, and the rewrites that made it differ from the one it came with."""
+        work = order.work
+        if work.guest.nics:
+            self._require_bridge()
+        host = xml.Host(self._settings, self._directories.live(order.server), is_direct)
+        carried = order.results.get("stop_guest", {}).get("definition")
+        if order.protocol in ("build", "power"):
+            return xml.new_definition(work.guest, work.image, host), []
+        if carried is None:
+            raise StepError(f"No definition of server {order.server} came from its source.")
+        return xml.carried_definition(carried, work.old, work.guest, work.image, host)
+
+    def define(self, server: str, definition: str) -> None:
+        """Make the guest known, stopped; the same definition again is accepted."""
+        self._hypervisor.call(f"define server {server}", lambda connection: connection.defineXML(definition))
+
+    def undefine(self, server: str) -> None:
+        """Forget a stopped guest; one that is not known is accepted."""
+        libvirt = binding()
+        flags = (
+            libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+            | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+            | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+            | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
+        )
+
+        def forget(connection: Any) -> None:
+            domain = _find(connection, server)
+            if domain is not None:
+                domain.undefineFlags(flags)
+
+        self._hypervisor.call(f"undefine server {server}", forget)
+
+    def definition(self, server: str) -> str | None:
+        """Return the guest's definition, None when it is not defined here."""
+        libvirt = binding()
+        flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
+
+        def read(connection: Any) -> str | None:
+            domain = _find(connection, server)
+            return None if domain is None else str(domain.XMLDesc(flags))
+
+        return self._hypervisor.call(f"tell the definition of server {server}", read)
+
+    def create_paused(self, server: str) -> None:
+        """Make the guest's process without letting it run; raise StepError with the hypervisor's own words."""
+        paused = binding().VIR_DOMAIN_START_PAUSED
+        self._with_domain("start", server, lambda domain: domain.createWithFlags(paused))
+
+    def resume(self, server: str) -> None:
+        """Let a paused guest run."""
+        running = binding().VIR_DOMAIN_RUNNING
+        self._with_domain("resume", server, lambda domain: domain.state()[0] == running or domain.resume())
+
+    def shut_down(self, server: str, grace: float, control: Control) -> bool:
+        """Ask the guest to stop, and stop it by force after `grace` seconds; return whether force was needed."""
+        deadline = clock.monotonic() + grace
+        ask_at = 0.0
+        while True:
+            now = clock.monotonic()
+            try:
+                state = self.state(server)
+                if state not in ALIVE:
+                    return False
+                if state is PowerState.PAUSED or now >= deadline:
+                    self._end(server)
+                    return True
+                if now >= ask_at:
+                    self._ask_to_stop(server)
+                    ask_at = now + ASK_AGAIN
+            except CannotTell:  # libvirtd may be restarted meanwhile; the guest goes on stopping
+                if now >= deadline:
+                    raise
+                control.wait(1.0)
+            control.wait(LOOK_AGAIN)
+
+    def destroy(self, server: str) -> None:
+        """Stop the guest at once; one that is stopped or unknown is accepted."""
+        if self.state(server) in ALIVE:
+            self._end(server)
+
+    def _end(self, server: str) -> None:
+        """Stop the guest as pulling its plug does: QEMU closes the disk files in order, the guest is not asked."""
+
+        def pull(connection: Any) -> None:
+            domain = _find(connection, server)
+            if domain is not None and domain.isActive():
+                _unless_stopped(lambda: domain.destroyFlags(0))
+
+        self._hypervisor.call(f"stop server {server}", pull, seconds=40.0)
+        if self.state(server) in ALIVE:
+            raise CannotTell(f"libvirtd was told to stop server {server}, and it still runs.")
+
+    def _ask_to_stop(self, server: str) -> None:
+        button = binding().VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN
+        self._with_domain("shut down", server, lambda domain: _unless_stopped(lambda: domain.shutdownFlags(button)))
+
+    def _with_domain(self, action: str, server: str, work: Any) -> None:
+        def act(connection: Any) -> None:
+            domain = _find(connection, server)
+            if domain is None:
+                raise StepError(f"Server {server} is not defined on this host.")
+            work(domain)
+
+        self._hypervisor.call(f"{action} server {server}", act)
+
+    def _require_bridge(self) -> None:
+        bridge = self._settings.bridge
+        try:
+            socket.if_nametoindex(bridge)
+        except OSError as error:
+            raise StepError(
+                f"Host {self._settings.host} has no bridge {bridge}, which its servers' networks need. Make it "
+                f"(ip link add {bridge} type bridge) or name another one as `bridge` in the agent's settings."
+            ) from error
+
+
+def qemu_processes(server: str) -> Iterator[int]:
+    """Find the QEMU processes of a server by their command lines, whatever libvirtd knows of them."""
+    wanted = server.encode()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            if (entry / "comm").read_bytes().startswith(b"qemu-") and wanted in (entry / "cmdline").read_bytes():
+                yield int(entry.name)
+        except OSError:  # it ended while we looked
+            continue
+
+
+def is_direct(path: Path) -> bool:
+    """Return whether the file system under this file takes I/O that bypasses the host's cache."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_NOFOLLOW))
+    except OSError:
+        return False
+    return True
+
+
+def _find(connection: Any, server: str) -> Any:
+    libvirt = binding()
+    try:
+        return connection.lookupByUUIDString(server)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return None
+        raise
+
+
+def _unless_stopped(work: Any) -> None:
+    """Accept that the guest has stopped by itself in between."""
+    libvirt = binding()
+    try:
+        work()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() not in (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN):
+            raise
+
+
+def _power_state(state: int) -> PowerState:
+    """Translate the state of a guest that has a process."""
+    libvirt = binding()
+    if state in (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PMSUSPENDED):
+        return PowerState.PAUSED
+    return PowerState.RUNNING

@@ -1,0 +1,134 @@
+"""Says every few seconds, and at once when a guest changes, that this host is there and what it holds."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import structlog
+
+from whimbrel.agent import inventory
+from whimbrel.agent.ledger import Ledger
+from whimbrel.bus.port import Bus
+from whimbrel.domain.errors import BusError, CannotTell, StepError
+from whimbrel.domain.server import PowerState
+from whimbrel.migration.messages import GuestReport, Heartbeat
+from whimbrel.migration.ports import World
+from whimbrel.migration.protocols import PROTOCOLS
+from whimbrel.ops.settings import Agent
+
+TOPIC = "heartbeats"
+SHORTEST_PAUSE = 0.2
+"""Seconds between two heartbeats however often guests change."""
+EMIT_LIMIT = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+@runtime_checkable
+class Watchable(Protocol):
+    """A hypervisor that says by itself when a guest changes."""
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """Call back, from any thread, after each change of a guest's state."""
+
+
+@runtime_checkable
+class Versioned(Protocol):
+    """A hypervisor that knows its version."""
+
+    def version(self) -> int:
+        """Return the version as one number, major x 1,000,000 + minor x 1,000 + release."""
+
+
+class Heart:
+    """Composes heartbeats in a thread and emits them; one that is lost is followed by the next."""
+
+    def __init__(self, settings: Agent, ledger: Ledger, world: World, bus: Bus) -> None:
+        self._settings = settings
+        self._ledger = ledger
+        self._world = world
+        self._bus = bus
+        self._changed = asyncio.Event()
+
+    async def run(self) -> None:
+        """Beat for ever, the first time now."""
+        if isinstance(self._world.guests, Watchable):
+            loop = asyncio.get_running_loop()
+            self._world.guests.on_change(lambda: _call_soon(loop, self._changed.set))
+        while True:
+            self._changed.clear()
+            await self._beat()
+            await asyncio.sleep(SHORTEST_PAUSE)
+            try:
+                async with asyncio.timeout(max(0.0, self._settings.heartbeat_interval - SHORTEST_PAUSE)):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+
+    async def _beat(self) -> None:
+        try:
+            heartbeat = await asyncio.to_thread(self.compose)
+            async with asyncio.timeout(EMIT_LIMIT):
+                await self._bus.emit(TOPIC, heartbeat)
+        except (BusError, StepError, OSError, sqlite3.Error) as error:
+            log.warning("no heartbeat was sent", reason=str(error) or type(error).__name__)
+
+    def compose(self) -> Heartbeat:
+        """Look at the host, its ledger and its guests; OSError or sqlite3.Error if they cannot be read."""
+        settings = self._settings
+        room = inventory.take(settings)
+        return Heartbeat(
+            host=settings.host,
+            address=settings.address,
+            boot=self._ledger.boot,
+            ledger=self._ledger.id,
+            protocols={table.name: table.version for table in PROTOCOLS.values()},
+            vcpus=room.vcpus,
+            ram_mb=room.ram_mb,
+            disk_gb=room.disk_gb,
+            reserved_vcpus=settings.reserved_vcpus,
+            reserved_ram_mb=settings.reserved_ram_mb,
+            reserved_disk_gb=settings.reserved_disk_gb,
+            cpu_ratio=settings.cpu_ratio,
+            ram_ratio=settings.ram_ratio,
+            disk_ratio=settings.disk_ratio,
+            architecture=room.architecture,
+            hypervisor="fake" if settings.hypervisor == "fake" else "QEMU",
+            hypervisor_version=self._version(),
+            root_disk=settings.root_disk,
+            free_disk_gb=room.free_disk_gb,
+            uptime=room.uptime,
+            guests=self._guests(),
+        )
+
+    def _guests(self) -> tuple[GuestReport, ...]:
+        """Return one line for each server that lives here; once the hypervisor is silent it is not asked again."""
+        lines: list[GuestReport] = []
+        silent = False
+        for seen in self._ledger.servers():
+            if not self._world.directories.is_live(seen.server):
+                continue
+            state: PowerState | None = PowerState.UNKNOWN
+            if not silent:
+                try:
+                    state = self._world.guests.state(seen.server)
+                except CannotTell:
+                    silent = True
+            lines.append(GuestReport(seen.server, state or PowerState.STOPPED, seen.epoch, seen.number))
+        return tuple(lines)
+
+    def _version(self) -> int:
+        guests = self._world.guests
+        try:
+            return guests.version() if isinstance(guests, Versioned) else 0
+        except CannotTell:
+            return 0
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    """A hypervisor's own thread may call after the loop has closed; nobody is interested then."""
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(call)

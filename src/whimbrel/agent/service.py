@@ -1,0 +1,120 @@
+"""One host's agent as a process: what it is made of, in which order it starts, and how it stops.
+
+At a start nothing is begun before the ledger is open and the processes of the last run are ended; then each order
+without an end is looked at, and only then new ones are taken. At a stop the guests run on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import structlog
+
+from whimbrel.agent import console
+from whimbrel.agent.children import end_children
+from whimbrel.agent.directories import HostDirectories
+from whimbrel.agent.executor import Executor
+from whimbrel.agent.grants import LedgerGrants
+from whimbrel.agent.heartbeat import Heart
+from whimbrel.agent.ledger import Ledger, boot_marker
+from whimbrel.agent.outbox import Relay
+from whimbrel.bus import queues
+from whimbrel.bus.port import Bus
+from whimbrel.domain.errors import BusError, SettingsError
+from whimbrel.migration.messages import Ask, Console, Order, ReadConsole
+from whimbrel.migration.ports import World
+from whimbrel.ops.settings import Agent, Settings
+
+log = structlog.get_logger(__name__)
+
+
+async def run(settings: Settings, bus: Bus) -> None:
+    """Serve this host over a started bus until the task is cancelled."""
+    if settings.agent is None:
+        raise SettingsError("The settings have no [agent] table; an agent needs at least host and address.")
+    agent = settings.agent
+    ledger = await asyncio.to_thread(_open, agent)
+    try:
+        await _serve(agent, bus, ledger)
+    finally:
+        ledger.close()
+
+
+def world(settings: Agent, ledger: Ledger) -> World:
+    """Put together what steps on this host may touch; SettingsError if the hypervisor is not one we know.
+
+    Each kind is imported only where it is used: a fake agent needs no libvirt.
+    """
+    grants = LedgerGrants(ledger)
+    directories = HostDirectories(settings.instances_dir)
+    if settings.hypervisor == "fake":
+        from whimbrel.agent.disks.fake import FakeChannels, FakeDisks
+        from whimbrel.agent.guests.fake import FakeGuests
+
+        fake = FakeGuests(settings, ledger.boot)
+        return World(fake, directories, FakeDisks(settings), FakeChannels(settings), grants)
+    if settings.hypervisor == "libvirt":
+        from whimbrel.agent.disks.channel import SshChannels
+        from whimbrel.agent.disks.store import HostDisks
+        from whimbrel.agent.guests.connection import binding
+        from whimbrel.agent.guests.libvirt import LibvirtGuests
+
+        binding()  # a host without it should say so now, not at its first order
+        hypervisor = LibvirtGuests(settings)
+        channels = SshChannels(settings, ledger)
+        return World(hypervisor, directories, HostDisks(settings, channels, hypervisor.ready), channels, grants)
+    raise SettingsError(f"agent.hypervisor {settings.hypervisor!r} is neither libvirt nor fake.")
+
+
+def _open(agent: Agent) -> Ledger:
+    """Open the ledger, then end and remove what the last run left half done."""
+    Path(agent.instances_dir).mkdir(parents=True, exist_ok=True, mode=0o711)
+    ledger = Ledger(agent.state_dir, boot_marker(agent.run_dir))
+    end_children(ledger)
+    HostDirectories(agent.instances_dir).collect_trash()
+    return ledger
+
+
+async def _serve(agent: Agent, bus: Bus, ledger: Ledger) -> None:
+    relay = Relay(ledger, bus)
+    parts = world(agent, ledger)
+    executor = Executor(agent.host, ledger, parts, relay, agent.stall_timeout)
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(relay.run())
+            group.create_task(Heart(agent, ledger, parts, bus).run())
+            await executor.recover()
+            await bus.consume(queues.agent(agent.host), Inbox(agent, executor).take)
+            log.info("agent started", boot=ledger.boot, ledger=ledger.id, hypervisor=agent.hypervisor)
+    finally:
+        await executor.close()
+        log.info("agent stopped")
+
+
+class Inbox:
+    """What the agent's queue brings, and what becomes of it."""
+
+    def __init__(self, agent: Agent, executor: Executor) -> None:
+        self._agent = agent
+        self._executor = executor
+
+    async def take(self, message: object) -> Console | None:
+        """Take one message; once this returns, it may be acknowledged. Only a console request has an answer."""
+        match message:
+            case Order() | Ask(Order()):
+                order = message if isinstance(message, Order) else message.order
+                self._check_host(order)
+                structlog.contextvars.bind_contextvars(
+                    server=order.server, migration=order.migration, step=order.step, request_id=order.request_id
+                )
+                await (self._executor.obey(order) if order is message else self._executor.ask(order))
+                return None
+            case ReadConsole():
+                where = self._agent.instances_dir
+                return Console(await asyncio.to_thread(console.read, where, message.server, message.lines))
+        raise BusError(f"An agent does not take {type(message).__name__}.")
+
+    def _check_host(self, order: Order) -> None:
+        if order.host != self._agent.host:
+            raise BusError(f"Order {order.number} is for host {order.host}, this is {self._agent.host}.")

@@ -1,0 +1,1 @@
+"""The command line: the roles' starters, the operators' commands, and the lab."""

@@ -1,0 +1,87 @@
+"""The commands that move a server: migrate and resize begin, confirm and revert end the undo window."""
+
+from __future__ import annotations
+
+import click
+
+from whimbrel.cli.cloud import Cloud
+from whimbrel.cli.documents import Migration, plain
+from whimbrel.cli.errors import Exit
+from whimbrel.cli.options import Staying, may_stay, talks_to_cloud
+from whimbrel.cli.output import print_json
+from whimbrel.cli.watch import stay
+from whimbrel.domain.errors import Conflict
+from whimbrel.domain.migration import Outcome
+
+
+@talks_to_cloud()
+@click.argument("server")
+@click.option("--host", help="The target. Without it the scheduler chooses, and has alternates.")
+@may_stay
+def migrate(cloud: Cloud, server: str, host: str | None, staying: Staying, as_json: bool) -> Exit:
+    """Move SERVER (a name or an id) to another host.
+
+    The guest is shut down, its disks are copied and verified, and it is started at the target. Then it waits in
+    VERIFY_RESIZE, with the source's copy kept, until `whimbrel confirm` or `whimbrel revert`.
+    """
+    found = cloud.server(server)
+    cloud.act(found["id"], {"migrate": {"host": host} if host else None})
+    return _begun(cloud, found, staying, as_json=as_json)
+
+
+@talks_to_cloud()
+@click.argument("server")
+@click.argument("flavor")
+@may_stay
+def resize(cloud: Cloud, server: str, flavor: str, staying: Staying, as_json: bool) -> Exit:
+    """Give SERVER another FLAVOR (each a name or an id); it moves as in `whimbrel migrate`."""
+    found = cloud.server(server)
+    cloud.act(found["id"], {"resize": {"flavorRef": cloud.flavor(flavor)["id"]}})
+    return _begun(cloud, found, staying, as_json=as_json)
+
+
+@talks_to_cloud()
+@click.argument("server")
+@may_stay
+def confirm(cloud: Cloud, server: str, staying: Staying, as_json: bool) -> Exit:
+    """Keep SERVER where it is now: its old copy at the source is deleted."""
+    return _closed(cloud, server, Outcome.CONFIRMED, staying, as_json=as_json)
+
+
+@talks_to_cloud()
+@click.argument("server")
+@may_stay
+def revert(cloud: Cloud, server: str, staying: Staying, as_json: bool) -> Exit:
+    """Take SERVER back to the source, as it was there: what was written since the move is given up."""
+    return _closed(cloud, server, Outcome.REVERTED, staying, as_json=as_json)
+
+
+def _begun(cloud: Cloud, server: dict[str, str], staying: Staying, *, as_json: bool) -> Exit:
+    migration = cloud.newest_migration(server["id"])
+    if migration is None:
+        raise Conflict(f"The migration of {server['name']} was accepted, but the API does not show it to this user.")
+    return _accepted(cloud, migration, staying, None, as_json=as_json)
+
+
+def _closed(cloud: Cloud, name: str, verdict: Outcome, staying: Staying, *, as_json: bool) -> Exit:
+    server = cloud.server(name)
+    cloud.act(server["id"], {"confirmResize" if verdict is Outcome.CONFIRMED else "revertResize": None})
+    migration = cloud.newest_migration(server["id"])
+    if migration is None:
+        raise Conflict(
+            f"The request was accepted, but the API does not show {server['name']}'s migration to this user."
+        )
+    return _accepted(cloud, migration, staying, verdict, as_json=as_json)
+
+
+def _accepted(cloud: Cloud, migration: Migration, staying: Staying, verdict: Outcome | None, *, as_json: bool) -> Exit:
+    if not as_json:
+        what = {Outcome.CONFIRMED: "confirm of ", Outcome.REVERTED: "revert of "}.get(verdict, "") if verdict else ""
+        click.echo(f"accepted: {what}migration {migration.id} of {migration.name}")
+    if staying.wanted:
+        return stay(cloud, migration, staying, as_json=as_json, wanted=verdict)
+    if as_json:
+        print_json({"migration": plain(migration)})
+    else:
+        click.echo(f"follow it with `whimbrel watch {migration.id}`")
+    return Exit.OK

@@ -1,0 +1,91 @@
+"""A guest's definition: QEMU must probe nothing, and a move must change nothing that is not declared."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from whimbrel.agent.guests.xml import Host, carried_definition, new_definition
+from whimbrel.domain.errors import StepError
+from whimbrel.domain.server import Disk, DiskRole, Guest, Image, Nic
+from whimbrel.ops.settings import Agent
+
+UUID = "0c5a6d1e-7b1c-4f67-9a55-1f9d2a4b8c10"
+IMAGE = Image("image-1", "a" * 64, "qcow2", 1 << 20, 100)
+DISKS = (Disk(0, DiskRole.ROOT, "qcow2", 1024, IMAGE.sha256), Disk(1, DiskRole.EPHEMERAL, "qcow2", 512))
+GUEST = Guest(UUID, "a <server> & more", 1, 128, DISKS, (Nic("fa:16:3e:11:22:33", "10.0.0.7", 24, "net", mtu=1400),))
+
+
+def host(instances: str = "/servers", *, direct: bool = True, **settings: str) -> Host:
+    agent = Agent("h1", "192.0.2.1", instances, virt_type="qemu", cpu_model="qemu64", **settings)
+    return Host(agent, Path(instances) / UUID, lambda path: direct)
+
+
+def flat(definition: str) -> list[tuple[str, str | None, dict[str, str]]]:
+    return [(element.tag, (element.text or "").strip(), element.attrib) for element in ET.fromstring(definition).iter()]
+
+
+@pytest.mark.parametrize("format", ["qcow2", "raw"])
+def test_every_disk_declares_its_format_and_its_whole_chain(format: str) -> None:
+    definition = ET.fromstring(new_definition(GUEST, replace(IMAGE, format=format), host()))
+    root, ephemeral = definition.findall("devices/disk")
+    for disk in (root, ephemeral):
+        driver = disk.find("driver")
+        assert driver is not None and driver.get("type") == "qcow2"
+    base = root.find("backingStore")
+    assert base is not None and base.find("format").get("type") == format  # type: ignore[union-attr]
+    assert base.find("source").get("file") == f"/servers/{UUID}/base-0"  # type: ignore[union-attr]
+    for end in (base.find("backingStore"), ephemeral.find("backingStore")):
+        assert end is not None and len(end) == 0 and not end.attrib
+
+
+def test_a_root_disk_whose_base_is_not_named_is_refused() -> None:
+    with pytest.raises(StepError, match="base image"):
+        new_definition(GUEST, None, host())
+
+
+def test_a_move_to_an_equal_host_changes_nothing() -> None:
+    made = new_definition(GUEST, IMAGE, host())
+    carried, rewrites = carried_definition(made, GUEST, GUEST, IMAGE, host())
+    assert rewrites == [] and flat(carried) == flat(made)
+
+
+def test_each_difference_of_the_target_host_is_rewritten_and_recorded() -> None:
+    made = new_definition(GUEST, IMAGE, host())
+    target = host("/elsewhere", direct=False, bridge="br1")
+    carried, rewrites = carried_definition(made, GUEST, GUEST, IMAGE, target)
+    assert rewrites == [
+        f"directory /servers/{UUID} -> /elsewhere/{UUID}",
+        "bridge br-guests -> br1",
+        "disk-0 cache -> writeback",
+        "disk-1 cache -> writeback",
+    ]
+    expected = made.replace("/servers/", "/elsewhere/").replace("br-guests", "br1")
+    expected = expected.replace('cache="none" io="native"', 'cache="writeback"')
+    assert sorted(map(str, flat(carried))) == sorted(map(str, flat(expected)))
+
+
+def test_a_resize_changes_processors_memory_and_disks_and_says_so() -> None:
+    old = replace(GUEST, disks=(*DISKS[:1], Disk(1, DiskRole.SWAP, "raw", 64)))
+    new = replace(GUEST, vcpus=2, ram_mb=256, disks=(*DISKS, Disk(2, DiskRole.SWAP, "raw", 64)))
+    carried, rewrites = carried_definition(new_definition(old, IMAGE, host()), old, new, IMAGE, host())
+    assert rewrites == [
+        "vcpus 1 -> 2",
+        "memory 128 MiB -> 256 MiB",
+        "disk-1 removed",
+        "disk-1 (ephemeral) added",
+        "disk-2 (swap) added",
+    ]
+    domain = ET.fromstring(carried)
+    names = [(source.get("file") or "").rpartition("/")[2] for source in domain.findall("devices/disk/source")]
+    assert names == ["disk-0", "disk-1", "disk-2"]
+    assert domain.findtext("vcpu") == "2" and domain.findtext("memory") == "256"
+
+
+def test_the_definition_of_another_server_is_refused() -> None:
+    made = new_definition(GUEST, IMAGE, host()).replace(UUID, "11111111-2222-3333-4444-555555555555")
+    with pytest.raises(StepError, match="not of server"):
+        carried_definition(made, GUEST, GUEST, IMAGE, host())
