@@ -280,7 +280,7 @@ def look(world: World, order: Order, control: Control) -> Outcome:
         return answer, _plain(facts), ""
     except StepError as error:
         return Answer.UNKNOWN, {}, str(error)
-    except Exception as error:  # as above; and a probe that fails has found nothing out
+    except Exception as error:  # the agent must outlive it; a probe that fails has found nothing out
         log.exception("internal error in a probe")
         return Answer.UNKNOWN, {}, f"internal error: {type(error).__name__}: {error}"
 

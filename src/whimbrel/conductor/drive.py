@@ -17,6 +17,7 @@ from whimbrel.conductor import endings, orders
 from whimbrel.domain.claim import resources_of
 from whimbrel.domain.errors import StepError
 from whimbrel.domain.migration import Kind, Mark, Verb, Verdict
+from whimbrel.domain.server import PowerState
 from whimbrel.migration import protocols
 from whimbrel.migration.decide import Decision, Do, Finished, Owe, Pass, Undo, Wait, decide
 from whimbrel.migration.journal import Entry
@@ -48,6 +49,49 @@ class Effects:
         self.changed += other.changed
 
 
+@dataclass(frozen=True)
+class Hand:
+    """One migration in hand: its row, the table that it follows, what its journal says, and what will be sent."""
+
+    tx: Connection
+    migration: Row[Any]
+    table: Protocol
+    entries: dict[str, Entry]
+    effects: Effects
+
+    def write(self, step: str, values: dict[str, Any]) -> None:
+        """Write a journal row of the current attempt."""
+        journal.write(self.tx, self.key(step), values)
+
+    def key(self, step: str) -> tuple[int, int, int, str]:
+        """Return the journal's key of a step of the current attempt."""
+        return self.migration.id, self.migration.segment, self.migration.attempt, step
+
+    def save(self, **values: Any) -> None:
+        """Write columns of the migration, under compare-and-swap."""
+        migrations.save(self.tx, self.migration.id, self.migration.revision, values)
+
+    def case(self) -> Case:
+        """Return what a conductor's own step needs to know."""
+        m = self.migration
+        return Case(m.id, m.server_id, orders.attempt_label(m), m.source, m.target)
+
+    def tell(self, event: str, step: str, host: str | None = None, reason: str = "") -> None:
+        """Log what was decided, with everything that finds the line again."""
+        m = self.migration
+        _log.info(
+            event,
+            request_id=m.segments[m.segment]["request_id"],
+            migration=m.id,
+            server=m.server_id,
+            segment=self.table.name,
+            attempt=m.attempt,
+            step=step,
+            on=host,
+            **({"reason": reason} if reason else {}),
+        )
+
+
 class Driver:
     """Applies decisions. Made once per process; every method takes the transaction it works in."""
 
@@ -76,94 +120,73 @@ class Driver:
         current = migration.segments[migration.segment]
         table = protocols.protocol(current["protocol"], current["version"])
         entries = journal.entries(tx, migration.id, migration.segment, migration.attempt)
+        hand = Hand(tx, migration, table, entries, effects)
         cancelled = migration.cancelled and not self._is_last_segment(migration)
         if not entries and table.steps[0].name == "claim" and migration.target is None and not cancelled:
-            return self._choose_target(tx, migration, effects)
+            return self._choose_target(hand)
         decision = decide(table, entries, cancelled=cancelled)
         if isinstance(decision, Wait):
-            return self._wait(tx, migration, decision)
+            return self._wait(hand, decision)
         if migration.fence is not None:
-            migrations.save(tx, migration.id, migration.revision, {"fence": None})
+            hand.save(fence=None)
             return True
-        return self._apply(tx, migration, table, decision, entries, effects)
+        return self._apply(hand, decision)
 
     @staticmethod
     def _is_last_segment(migration: Row[Any]) -> bool:
         """A cancel ends the segments before a delete, never the delete itself."""
         return bool(migration.segment == len(migration.segments) - 1 and migration.verdict == Verdict.DELETE)
 
-    def _apply(
-        self,
-        tx: Connection,
-        migration: Row[Any],
-        table: Protocol,
-        decision: Decision,
-        entries: dict[str, Entry],
-        effects: Effects,
-    ) -> bool:
+    def _apply(self, hand: Hand, decision: Decision) -> bool:
         match decision:
             case Do(step) if isinstance(step, BooksStep):
-                self._do_now(tx, migration, step)
+                self._do_now(hand, step)
             case Undo(step) if isinstance(step, BooksStep):
-                self._undo_now(tx, migration, step)
+                self._undo_now(hand, step)
             case Do(step):
-                return self._order(tx, migration, table, step, Verb.DO, entries.get(step.name), effects)
+                return self._order(hand, step, Verb.DO)
             case Undo(step):
-                return self._order(tx, migration, table, step, Verb.UNDO, entries.get(step.name), effects)
+                return self._order(hand, step, Verb.UNDO)
             case Owe(step, undo):
-                self._owe(tx, migration, entries[step.name], undo=undo)
+                self._owe(hand, hand.entries[step.name], Verb.UNDO if undo else Verb.DO)
             case Pass(step, undo):
-                self._pass(tx, migration, entries[step.name], undo=undo)
+                self._pass(hand, hand.entries[step.name], undo=undo)
             case Finished(done):
-                return endings.finish(tx, migration, table, done=done, conf=self._conf)
-        migrations.save(tx, migration.id, migration.revision, {})
+                return endings.finish(hand.tx, hand.migration, hand.table, done=done, conf=self._conf)
+        hand.save()
         return True
 
     # --- the conductor's own steps ---------------------------------------------------------------
 
-    def _do_now(self, tx: Connection, migration: Row[Any], step: BooksStep) -> None:
+    def _do_now(self, hand: Hand, step: BooksStep) -> None:
         now = clock.now()
         mark, facts, reason = Mark.DONE, {}, ""
         try:
-            facts = step.do(StoreBooks(tx), _case(migration))
+            facts = step.do(StoreBooks(hand.tx), hand.case())
         except StepError as error:
             mark, facts, reason = Mark.FAILED, dict(error.facts), str(error)
-        journal.write(
-            tx,
-            _key(migration, step.name),
-            {"mark": mark, "facts": facts, "reason": reason, "tries": 1, "started_at": now, "ended_at": now},
-        )
-        _tell("step " + mark, migration, step.name, None, reason)
+        values = {"mark": mark, "facts": facts, "reason": reason, "tries": 1, "started_at": now, "ended_at": now}
+        hand.write(step.name, values)
+        hand.tell("step " + mark, step.name, reason=reason)
 
-    def _undo_now(self, tx: Connection, migration: Row[Any], step: BooksStep) -> None:
+    def _undo_now(self, hand: Hand, step: BooksStep) -> None:
         assert step.undo is not None
-        facts = step.undo(StoreBooks(tx), _case(migration))
-        journal.write(
-            tx, _key(migration, step.name), {"mark": Mark.UNDONE, "undo_facts": facts, "ended_at": clock.now()}
-        )
-        _tell("step undone", migration, step.name, None, "")
+        facts = step.undo(StoreBooks(hand.tx), hand.case())
+        hand.write(step.name, {"mark": Mark.UNDONE, "undo_facts": facts, "ended_at": clock.now()})
+        hand.tell("step undone", step.name)
 
     # --- orders to hosts -------------------------------------------------------------------------
 
-    def _order(
-        self,
-        tx: Connection,
-        migration: Row[Any],
-        table: Protocol,
-        step: protocols.Step,
-        verb: Verb,
-        entry: Entry | None,
-        effects: Effects,
-    ) -> bool:
+    def _order(self, hand: Hand, step: protocols.Step, verb: Verb) -> bool:
+        """Write the order and its journal row; return whether to go on, which is so when there is no such host."""
         assert isinstance(step, HostStep)
         now = clock.now()
-        host = orders.host_for(migration, step.where)
+        entry = hand.entries.get(step.name)
+        host = orders.host_for(hand.migration, step.where)
         if host is None:
-            journal.write(tx, _key(migration, step.name), {"mark": Mark.SKIPPED, "started_at": now, "ended_at": now})
+            hand.write(step.name, {"mark": Mark.SKIPPED, "started_at": now, "ended_at": now})
             return True
-        order = orders.build(
-            tx, migration, table, step, verb, grace=self._conf.shutdown_grace, ticket_url=self._ticket_url
-        )
+        order = self._build(hand, step, verb)
         row: dict[str, Any] = {
             "host": host,
             "mark": Mark.DOING if verb is Verb.DO else Mark.UNDOING,
@@ -176,70 +199,75 @@ class Driver:
             row |= {"tries": (entry.tries if entry else 0) + 1, "started_at": now, "ended_at": None}
         else:
             row["undo_tries"] = (entry.undo_tries if entry else 0) + 1
-        journal.write(tx, _key(migration, step.name), row)
-        migrations.save(tx, migration.id, migration.revision, {"fence": None})
-        send(tx, order, effects)
-        _tell("step ordered" if verb is Verb.DO else "undo ordered", migration, step.name, host, "")
+        hand.write(step.name, row)
+        hand.save(fence=None)
+        send(hand.tx, order, hand.effects)
+        hand.tell("step ordered" if verb is Verb.DO else "undo ordered", step.name, host)
         return False
 
-    def _wait(self, tx: Connection, migration: Row[Any], decision: Wait) -> bool:
+    def _build(self, hand: Hand, step: HostStep, verb: Verb) -> Order:
+        grace = self._conf.shutdown_grace
+        return orders.build(hand.tx, hand.migration, hand.table, step, verb, grace=grace, ticket_url=self._ticket_url)
+
+    def _wait(self, hand: Hand, decision: Wait) -> bool:
         """Leave the order out. At a fence a delete goes on all the same; otherwise the host is named and awaited."""
+        migration = hand.migration
         fence = orders.host_for(migration, decision.step.where) if decision.fence else None
         if fence is not None and migration.verdict == Verdict.DELETE and not self._is_last_segment(migration):
-            return endings.next_segment(tx, migration)
+            return endings.next_segment(hand.tx, migration)
         if fence != migration.fence:
-            migrations.save(tx, migration.id, migration.revision, {"fence": fence})
-            _tell("needs fence" if fence else "fence lifted", migration, decision.step.name, fence, "")
+            hand.save(fence=fence)
+            hand.tell("needs fence" if fence else "fence lifted", decision.step.name, fence)
         return False
 
-    def _owe(self, tx: Connection, migration: Row[Any], entry: Entry, *, undo: bool) -> None:
-        row = journal.row_for(tx, _key(migration, entry.step))
+    def _owe(self, hand: Hand, entry: Entry, verb: Verb) -> None:
+        row = journal.row_for(hand.tx, hand.key(entry.step))
         assert row is not None
         order = journal.order_of(row)
-        verb = Verb.UNDO if undo else Verb.DO
-        debts.owe(tx, replace(order, verb=verb), entry.step, verb)
-        mark = Mark.UNDONE if undo else Mark.OWED
-        journal.write(tx, _key(migration, entry.step), {"mark": mark, "ended_at": clock.now()})
-        _tell("step owed", migration, entry.step, order.host, entry.reason)
+        debts.owe(hand.tx, replace(order, verb=verb), entry.step, verb)
+        hand.write(entry.step, {"mark": Mark.UNDONE if verb is Verb.UNDO else Mark.OWED, "ended_at": clock.now()})
+        hand.tell("step owed", entry.step, order.host, entry.reason)
 
-    def _pass(self, tx: Connection, migration: Row[Any], entry: Entry, *, undo: bool) -> None:
-        facts = {**(entry.undo_facts if undo else entry.facts), "guest_down": True}
-        values = {"mark": Mark.UNDONE, "undo_facts": {**facts, "released": False}} if undo else {
-            "mark": Mark.SKIPPED, "facts": facts}  # fmt: skip
-        journal.write(tx, _key(migration, entry.step), {**values, "ended_at": clock.now()})
-        _tell("went on without it", migration, entry.step, None, entry.reason)
+    def _pass(self, hand: Hand, entry: Entry, *, undo: bool) -> None:
+        if undo:
+            facts = {**entry.undo_facts, "guest_down": True, "released": False}
+            values = {"mark": Mark.UNDONE, "undo_facts": facts}
+        else:
+            values = {"mark": Mark.SKIPPED, "facts": {**entry.facts, "guest_down": True}}
+        hand.write(entry.step, {**values, "ended_at": clock.now()})
+        servers_core.set_values(hand.tx, hand.migration.server_id, power_state=PowerState.STOPPED)
+        hand.tell("went on without it", entry.step, reason=entry.reason)
 
     # --- targets ---------------------------------------------------------------------------------
 
-    def _choose_target(self, tx: Connection, migration: Row[Any], effects: Effects) -> bool:
+    def _choose_target(self, hand: Hand) -> bool:
         """Take the next host of the scheduler's list; ask for a list when there is none yet."""
+        migration = hand.migration
         if migration.targets is None:
-            effects.select.append((migration.id, self._question(tx, migration)))
+            hand.effects.select.append((migration.id, self._question(hand)))
             return False
         left = [target["host"] for target in migration.targets if target["host"] not in migration.tried]
         if not left or migration.attempt > self._conf.max_attempts:
-            return endings.no_host(tx, migration)
-        migrations.save(tx, migration.id, migration.revision, {"target": left[0], "tried": [*migration.tried, left[0]]})
-        _tell("target chosen", migration, "claim", left[0], "")
+            return endings.no_host(hand.tx, migration)
+        hand.save(target=left[0], tried=[*migration.tried, left[0]])
+        hand.tell("target chosen", "claim", left[0])
         return True
 
-    def _question(self, tx: Connection, migration: Row[Any]) -> SelectTargets:
-        server = servers_core.load(tx, migration.server_id)
+    def _question(self, hand: Hand) -> SelectTargets:
+        migration = hand.migration
+        properties = servers_core.load(hand.tx, migration.server_id).image_properties
         need = resources_of(servers_core.flavor_of(migration.new_flavor))
-        current = migration.segments[migration.segment]
         return SelectTargets(
             vcpus=need.vcpus,
             ram_mb=need.ram_mb,
             disk_gb=need.disk_gb,
-            architecture=server.image_properties.get("hw_architecture")
-            or server.image_properties.get("architecture")
-            or "",
+            architecture=properties.get("hw_architecture") or properties.get("architecture") or "",
             exclude=tuple(migration.tried),
             source=migration.source,
             same_host_allowed=migration.kind == Kind.RESIZE and self._conf.same_host_resize,
             forced_host=migration.forced_host,
-            protocol=current["protocol"],
-            version=current["version"],
+            protocol=hand.table.name,
+            version=hand.table.version,
         )
 
 
@@ -247,31 +275,3 @@ def send(tx: Connection, order: Order, effects: Effects) -> None:
     """Put an order into the outbox and among the effects."""
     queue = f"agent.{order.host}"
     effects.outbox.append((outbox.put(tx, queue, order), queue, order))
-
-
-def _case(migration: Row[Any]) -> Case:
-    return Case(
-        migration=migration.id,
-        server=migration.server_id,
-        attempt=orders.attempt_label(migration),
-        source=migration.source,
-        target=migration.target,
-    )
-
-
-def _key(migration: Row[Any], step: str) -> tuple[int, int, int, str]:
-    return migration.id, migration.segment, migration.attempt, step
-
-
-def _tell(event: str, migration: Row[Any], step: str, host: str | None, reason: str) -> None:
-    _log.info(
-        event,
-        request_id=migration.segments[migration.segment]["request_id"],
-        migration=migration.id,
-        server=migration.server_id,
-        segment=migration.segments[migration.segment]["protocol"],
-        attempt=migration.attempt,
-        step=step,
-        on=host,
-        **({"reason": reason} if reason else {}),
-    )

@@ -19,13 +19,25 @@ WhimbrelError                     message for a person: the noun and the remedy
 
 from __future__ import annotations
 
+from whimbrel.ops.errors import SettingsError, WhimbrelError
 
-class WhimbrelError(Exception):
-    """The root; `str(error)` is one sentence (or two) for a person."""
-
-
-class SettingsError(WhimbrelError):
-    """A settings file is missing, unreadable or wrong."""
+__all__ = [
+    "BusError",
+    "Cancelled",
+    "CannotTell",
+    "Conflict",
+    "Forbidden",
+    "Invalid",
+    "NotFound",
+    "RequestError",
+    "SettingsError",
+    "StepError",
+    "TimedOut",
+    "TooLarge",
+    "Unauthorized",
+    "Unavailable",
+    "WhimbrelError",
+]
 
 
 class RequestError(WhimbrelError):

@@ -14,8 +14,8 @@ import msgspec
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from whimbrel.domain.errors import SettingsError
 from whimbrel.ops import clock
+from whimbrel.ops.errors import SettingsError
 from whimbrel.ops.settings import Logs
 
 FIRST_KEYS = ("timestamp", "level", "event", "role", "host")

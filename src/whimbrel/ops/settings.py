@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from whimbrel.domain.errors import SettingsError
+from whimbrel.ops.errors import SettingsError
 
 
 class Database(msgspec.Struct, forbid_unknown_fields=True):

@@ -91,7 +91,7 @@ class SshChannels:
         """Open the channel, ask the target for room and whether the storage is shared."""
         self._end(order)
         needed = sum(allocated(path) for path in self.files(order))
-        source, target = places(order)
+        _, target = places(order)
         with self._probe(order) as (probe, secret):
             session, answer = self._greet(order, control, probe)
         try:

@@ -53,6 +53,7 @@ class HostDisks:
         if self._directories.is_live(order.server, order.attempt):
             return {}
         _refuse_loss(order.work)
+        self._refuse_leftover(order)
         if self._ready:
             self._ready(order)
         self._directories.discard(order.server, order.attempt)
@@ -150,6 +151,16 @@ class HostDisks:
                     grown[disk.name] = disk.size_mb
             _sync_files(incoming)
         return {"grown_to_mb": grown}
+
+    def _refuse_leftover(self, order: Order) -> None:
+        """Raise StepError when this host made a live directory of the server before: adopting would fail later."""
+        live = self._directories.live(order.server)
+        left = read_manifest(live)
+        stays = order.work.source is not None and order.work.source.host == self._host
+        if left is not None and left.get("host") == self._host and not stays:
+            raise StepError(
+                f"{live} is left on {self._host} from attempt {left.get('attempt')}. If no guest uses it, move it away."
+            )
 
     def _link_base(self, order: Order, incoming: Path, control: Control) -> Image | None:
         """Put the base image, if the root disk needs one, into the incoming directory."""

@@ -52,7 +52,7 @@ class Hypervisor:
     def _run(self, work: Callable[[Any], Result], outcome: Future[Result]) -> None:
         try:
             outcome.set_result(work(self._open()))
-        except BaseException as error:  # carried to the caller's thread, which raises it
+        except BaseException as error:  # whatever it is, the caller's thread raises it
             outcome.set_exception(error)
         finally:
             self._slots.release()
