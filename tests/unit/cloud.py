@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from whimbrel.cli import bootstrap
 from whimbrel.identity import passwords
 from whimbrel.identity.caller import Caller
 from whimbrel.identity.tokens import Tokens
+from whimbrel.migration.messages import MESSAGES
 from whimbrel.ops.settings import Api, Settings
 from whimbrel.store import identity
 from whimbrel.store.engine import Store
@@ -63,12 +65,18 @@ class Cloud:
         return await self.http.post("/identity/v3/auth/tokens", json={"auth": auth})
 
 
+@functools.cache
+def hashed_password() -> str:
+    """Return the hash of every user's password, made once, because that is meant to be slow."""
+    return passwords.hash_now(PASSWORD)
+
+
 @asynccontextmanager
 async def open_cloud(folder: Path) -> AsyncIterator[Cloud]:
     """Make the cloud in a folder, and take it down."""
     store = Store(f"sqlite:///{folder}/cloud.sqlite")
     store.write_now(metadata.create_all)
-    hashed = passwords.hash_now(PASSWORD)
+    hashed = hashed_password()
 
     def people(tx: Any) -> None:
         for name, (project, roles) in USERS.items():
@@ -80,7 +88,7 @@ async def open_cloud(folder: Path) -> AsyncIterator[Cloud]:
     store.write_now(people)
     network = bootstrap.NewNetwork("private", "10.99.0.0/29")
     bootstrap.begin(store, bootstrap.Beginning(["admin"], [], network))
-    bus = LocalBus(LocalBroker(), registry())
+    bus = LocalBus(LocalBroker(), registry(*MESSAGES))
     settings = Settings(api=Api(public_url=URL, image_dir=str(folder / "images")))
     tokens = Tokens(folder / "token.keys", 3600)
     services = Services(settings, store, bus, Relay(store, bus.cast), tokens)

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 from whimbrel.migration.protocols import PROTOCOLS
 
 SERVER = "11111111-2222-4333-8444-555555555555"
-BEGAN = 1_700_000_000.0
+BEGAN, ENDED = "2026-01-01T00:00:00.000000Z", "2026-01-01T00:00:01.000000Z"
 
 
 def migration(*marks: str, protocol: str = "cold", number: int = 17, **more: Any) -> dict[str, Any]:
@@ -26,8 +26,8 @@ def migration(*marks: str, protocol: str = "cold", number: int = 17, **more: Any
         ended = mark is not None and mark != "doing"
         host = {"source": "h1", "target": "h2"}.get(row.where)
         steps.append(
-            {"step": row.name, "where": row.where, "host": host, "mark": mark, "why": row.why, "reason": None, "tries": 1,
-             "started_at": BEGAN if mark else None, "ended_at": BEGAN + 1 if ended else None,
+            {"step": row.name, "where": row.where, "host": host, "mark": mark, "why": row.why, "reason": None,
+             "tries": 1, "started_at": BEGAN if mark else None, "ended_at": ENDED if ended else None,
              "seconds": 1.0 if ended else None}
         )  # fmt: skip
     segment = {"protocol": protocol, "version": 1, "attempts": [{"attempt": 1, "target": "h2", "steps": steps}]}
@@ -39,14 +39,20 @@ def migration(*marks: str, protocol: str = "cold", number: int = 17, **more: Any
         "refusals": [{"host": "h1", "filter": "NotSource", "reason": "It is the source."}], "segments": [segment],
         "progress": None,
     }  # fmt: skip
-    return document | more
+    document |= more
+    return document | {
+        "open": document["outcome"] is None,
+        "window_open": document["status"] == "finished",
+        "verdict": {"confirming": "confirm", "reverting": "revert"}.get(document["status"]),
+        "needs_fence": document["fence"] is not None,
+    }
 
 
 def with_segment(document: dict[str, Any], protocol: str, *marks: str, **more: Any) -> dict[str, Any]:
     """Return the document with one more segment, which has become the current one."""
     longer = deepcopy(document)
     longer["segments"] += migration(*marks, protocol=protocol)["segments"]
-    return longer | {"segment": len(longer["segments"]) - 1} | more
+    return longer | {"segment": len(longer["segments"]) - 1, "open": "outcome" not in more} | more
 
 
 ALL_DONE = ["done"] * len(PROTOCOLS["cold"].steps)
@@ -55,7 +61,7 @@ IN_WINDOW = migration(*ALL_DONE, status="finished")
 
 @dataclass
 class Stub:
-    """What the cloud knows and was asked. `story` is played to a watcher, one state at a time; "cut" breaks the line."""
+    """What the cloud knows and was asked. `story` is played to a watcher state by state; "cut" breaks the line."""
 
     url: str = ""
     servers: list[dict[str, Any]] = field(
@@ -158,7 +164,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(b": still here\n\n")
             kind = "migration" if "segments" in state else "progress"
             if kind == "migration":
-                self.stub.now = state
+                self.stub.now, state = state, {"migration": state}
             self.wfile.write(f"event: {kind}\ndata: {json.dumps(state)}\n\n".encode())
             self.wfile.flush()
 

@@ -126,8 +126,8 @@ def test_a_fence_names_the_host_and_the_remedy(cloud: Stub, run: Run) -> None:
 
 
 def test_confirm_and_revert_look_past_the_window_that_they_close(cloud: Stub, run: Run) -> None:
-    cloud.now = IN_WINDOW | {"status": "confirming", "segments": [*IN_WINDOW["segments"], *IN_WINDOW["segments"]]}
-    doing = with_segment(IN_WINDOW, "confirm", "doing", status="confirming")
+    cloud.now = IN_WINDOW | {"status": "confirming", "verdict": "confirm"}
+    doing = with_segment(IN_WINDOW, "confirm", "doing", status="confirming", window_open=False)
     cloud.story = [doing, with_segment(IN_WINDOW, "confirm", "done", "done", outcome="confirmed", status="confirmed")]
     result = run("confirm", "vm1", "--watch")
     assert (result.exit_code, cloud.actions) == (0, [{"confirmResize": None}])
@@ -136,7 +136,7 @@ def test_confirm_and_revert_look_past_the_window_that_they_close(cloud: Stub, ru
 
 def test_a_revert_that_was_refused_is_a_failure_and_leaves_the_window_open(cloud: Stub, run: Run) -> None:
     refused = with_segment(IN_WINDOW, "revert", "undone", reason="Host h1 cannot be reached.")
-    cloud.now = with_segment(IN_WINDOW, "revert", "doing", status="reverting")
+    cloud.now = with_segment(IN_WINDOW, "revert", "doing", status="reverting", window_open=False)
     cloud.story = [refused]
     result = run("revert", "vm1", "--wait")
     assert (result.exit_code, cloud.actions) == (1, [{"revertResize": None}])

@@ -111,11 +111,6 @@ Make = Callable[[Callable[[Order, Control], Facts]], Awaitable[Host]]
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 async def make(tmp_path: Path) -> AsyncIterator[Make]:
     hosts: list[tuple[Host, asyncio.Task[None]]] = []
 

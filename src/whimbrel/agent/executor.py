@@ -83,7 +83,7 @@ class Executor:
         self._slots = asyncio.Semaphore(THREADS)
         self._gate = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._closing = False
+        self.closing = False
 
     async def obey(self, order: Order) -> None:
         """Write the order down and begin it; returns once it is durable, so that the message may be acknowledged."""
@@ -120,7 +120,10 @@ class Executor:
 
     async def close(self) -> None:
         """Tell all steps to stop and wait a moment; what did not end stays unfinished in the ledger."""
-        self._closing = True
+        self.closing = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PARTING), self._gate:
+                pass  # what is being written down now is written to its end
         for lane in self._lanes.values():
             if lane.running is not None and lane.running.control is not None:
                 lane.running.control.cancel("the agent stops")
@@ -146,7 +149,7 @@ class Executor:
             self._tell(order, Answer.RUNNING, elapsed=work.elapsed())
 
     def _begin(self, work: Work) -> None:
-        if self._closing:
+        if self.closing:
             return  # it is written down: the next start looks at it and finds it not done
         lane = self._lanes.setdefault(work.order.server, Lane())
         lane.newest = work
@@ -232,7 +235,7 @@ class Executor:
         """Do or look, and write the end down; return what is to be said instead if there is no end to write."""
         order = work.order
         outcome = look(self._world, order, control) if work.probing else perform(self._world, order, control)
-        if self._closing and control.cancelled and outcome[0] is Answer.FAILED:
+        if self.closing and control.cancelled and outcome[0] is Answer.FAILED:
             return None  # cut short by the agent's own end: the next start looks at it
         report = _report(self._host, order, outcome, work.elapsed())
         return self._write_down(order, report)

@@ -21,10 +21,13 @@ from whimbrel.agent.ledger import Ledger, boot_marker
 from whimbrel.agent.outbox import Relay
 from whimbrel.bus import queues
 from whimbrel.bus.port import Bus
-from whimbrel.domain.errors import BusError, SettingsError
+from whimbrel.domain.errors import BusError, SettingsError, Unavailable
 from whimbrel.migration.messages import Ask, Console, Order, ReadConsole
 from whimbrel.migration.ports import World
 from whimbrel.ops.settings import Agent, Settings
+
+HOLD = 30.0
+"""Seconds that a stopping agent sits on a message that it will not take; the bus is closed long before."""
 
 log = structlog.get_logger(__name__)
 
@@ -101,6 +104,9 @@ class Inbox:
 
     async def take(self, message: object) -> Console | None:
         """Take one message; once this returns, it may be acknowledged. Only a console request has an answer."""
+        if self._executor.closing:
+            await asyncio.sleep(HOLD)  # kept without an acknowledgement, it comes to the next agent
+            raise Unavailable("The agent is stopping.")
         match message:
             case Order() | Ask(Order()):
                 order = message if isinstance(message, Order) else message.order

@@ -63,8 +63,8 @@ class AmqpBus:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
             self._keeper = None
-        link, self._link = self._link, None
-        self._linked.clear()
+        link = self._link
+        self._drop_link()
         if link is not None:
             await link.stop_consuming()
         if self._running:
@@ -114,7 +114,7 @@ class AmqpBus:
 
     def healthy(self) -> bool:
         """Say whether there is a connection with every consumer in place."""
-        return self._link is not None
+        return self._link is not None and not self._link.lost.is_set()
 
     async def probe(self) -> None:
         """Raise BusError if the broker is there but does not see our consumers: only a restart is left.
@@ -124,7 +124,7 @@ class AmqpBus:
         if self._keeper is not None and self._keeper.done():
             raise BusError("The bus does not connect any more; this process must be restarted.")
         link = self._link
-        if link is None:
+        if link is None or link.lost.is_set():
             return
         for row in [consumer.queue for consumer in self._consumers if consumer.queue is not None]:
             try:
@@ -133,14 +133,14 @@ class AmqpBus:
             except BusError as error:
                 link.fail(str(error))
                 return
-            if seen < 1 and self._link is link:
+            if seen < 1 and not link.lost.is_set():
                 raise BusError(f"RabbitMQ sees no consumer of {row.name}; this process must be restarted.")
 
     async def _add(self, consumer: Consumer) -> None:
         self._consumers.append(consumer)
         if self._keeper is None:
             return  # `start` attaches it
-        async with bounded(f"Consuming from {self.address}", self._timing.confirm):
+        async with bounded(f"Consuming {consumer} from {self.address}", self._timing.confirm):
             link = await self._current_link()
             try:
                 await link.attach(consumer, self._on_message)
@@ -149,11 +149,16 @@ class AmqpBus:
                 raise
 
     async def _current_link(self) -> Link:
-        while self._link is None:
+        while self._link is None or self._link.lost.is_set():
             if self._keeper is None:
                 raise BusError("The bus is closed, or was not started.")
+            self._drop_link()
             await self._linked.wait()
         return self._link
+
+    def _drop_link(self) -> None:
+        self._link = None
+        self._linked.clear()
 
     async def _keep_linked(self) -> None:
         """Make a link whenever there is none, for ever; only `close` ends this."""
@@ -169,8 +174,7 @@ class AmqpBus:
                 continue
             log.info("connected to RabbitMQ", address=self.address, consumers=len(self._consumers))
             await link.lost.wait()
-            self._link = None
-            self._linked.clear()
+            self._drop_link()
             log.warning("the connection to RabbitMQ broke", address=self.address, reason=link.reason)
             await link.close()
             pause = FIRST_PAUSE
@@ -180,9 +184,9 @@ class AmqpBus:
         async with bounded(f"The connection to {self.address}", self._timing.confirm):
             link = await Link.open(self._url)
         try:
-            async with bounded(f"Consuming from {self.address}", self._timing.confirm):
-                # A consumer that is added meanwhile is met by this loop too: there is no await after it.
-                for consumer in self._consumers:
+            # A consumer that is added meanwhile is met by this loop too: there is no await after it.
+            for consumer in self._consumers:
+                async with bounded(f"Consuming {consumer} from {self.address}", self._timing.confirm):
                     await link.attach(consumer, self._on_message)
         except BaseException:
             await link.close()

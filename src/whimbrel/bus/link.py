@@ -22,7 +22,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage, AbstractQueue
-from aio_pika.exceptions import CONNECTION_EXCEPTIONS, DeliveryError
+from aio_pika.exceptions import CONNECTION_EXCEPTIONS, AMQPChannelError, DeliveryError
 
 from whimbrel.bus import queues
 from whimbrel.bus.port import Handler
@@ -40,6 +40,9 @@ class Consumer:
     prefetch: int
     queue: queues.Queue | None = None
     topic: str = ""
+
+    def __str__(self) -> str:
+        return self.queue.name if self.queue is not None else f"topic {self.topic}"
 
 
 OnMessage = Callable[["Link", Consumer, AbstractIncomingMessage], None]
@@ -89,11 +92,18 @@ class Link:
 
     async def publish(self, row: queues.Queue, message: aio_pika.Message) -> None:
         """Publish to the queue and wait for the broker's confirmation; a queue that is gone raises."""
-        await self._declare(row)
         try:
+            await self._declare(row)
             await self._publisher.default_exchange.publish(message, row.name, mandatory=True)
         except DeliveryError:
             self._declared.discard(row.name)  # deleted or full; the next publish declares it again
+            raise
+        except AMQPChannelError:
+            raise  # the queue exists with other arguments; the link is sound
+        except CONNECTION_EXCEPTIONS as error:
+            # Publishing on a dead connection fails without an await. Unless the link ends here, a sender that
+            # tries again at once would never let the event loop learn of it.
+            self.fail(f"a publish failed: {error!r}")
             raise
 
     async def bury(self, row: queues.Queue, data: bytes, reason: str) -> None:

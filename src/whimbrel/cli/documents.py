@@ -1,4 +1,7 @@
-"""A migration as Whimbrel's own API tells it, typed: what the commands read, and what they conclude from it."""
+"""A migration as Whimbrel's own API tells it, typed: what the commands read, and what they conclude from it.
+
+A host is None where the reader may not see the names of hosts. Times are ISO 8601, in UTC.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,19 @@ from typing import Any
 
 import msgspec
 
-from whimbrel.domain.migration import Mark, Outcome
+from whimbrel.domain.migration import Outcome
 from whimbrel.migration.journal import OUTSTANDING
 
 
 class Step(msgspec.Struct):
-    """One row of an attempt's table. No mark: it has not begun. Times are epoch seconds, or ISO 8601."""
+    """One row of an attempt's table. No mark: it has not begun."""
 
     step: str
     where: str
     host: str | None = None
     mark: str | None = None
-    started_at: float | str | None = None
-    ended_at: float | str | None = None
+    started_at: str | None = None
+    ended_at: str | None = None
     seconds: float | None = None
     tries: int = 0
     reason: str | None = None
@@ -49,14 +52,14 @@ class Segment(msgspec.Struct):
 class Target(msgspec.Struct):
     """A host that the scheduler chose, best first."""
 
-    host: str
+    host: str | None = None
     weight: float = 0.0
 
 
 class Refusal(msgspec.Struct):
     """A host that the scheduler refused, and why."""
 
-    host: str
+    host: str | None = None
     filter: str = ""
     reason: str = ""
 
@@ -70,7 +73,7 @@ class Progress(msgspec.Struct):
     rate: float = 0.0
     eta: float | None = None
     note: str = ""
-    host: str = ""
+    host: str | None = None
 
 
 class Migration(msgspec.Struct):
@@ -87,16 +90,20 @@ class Migration(msgspec.Struct):
     target: str | None = None
     attempt: int = 1
     segment: int = 0
+    open: bool = True
+    window_open: bool = False
+    verdict: str | None = None
     outcome: str | None = None
     reason: str | None = None
     request_id: str = ""
+    needs_fence: bool = False
     fence: str | None = None
-    window_closes_at: float | str | None = None
+    window_closes_at: str | None = None
     was_running: bool = False
-    created_at: float | str | None = None
-    finished_at: float | str | None = None
-    targets: list[Target] | None = None
-    refusals: list[Refusal] | None = None
+    created_at: str | None = None
+    finished_at: str | None = None
+    targets: list[Target] = []
+    refusals: list[Refusal] = []
     segments: list[Segment] = []
     progress: Progress | None = None
 
@@ -107,19 +114,20 @@ class Migration(msgspec.Struct):
 
     @property
     def way(self) -> str:
-        """From where to where."""
-        return f"{self.source or '-'} → {self.target or '?'}"
+        """From where to where, or where; empty when no host is known, or none may be seen."""
+        if self.source is None:
+            return f"on {self.target}" if self.target else ""
+        return f"{self.source} → {self.target or '?'}"
 
     @property
     def in_window(self) -> bool:
         """Whether it waits for the user's confirm or revert, and neither has been said yet."""
-        last = self.segment >= len(self.segments) - 1
-        return self.outcome is None and self.status == "finished" and last
+        return self.window_open and self.verdict is None
 
     @property
     def resting(self) -> bool:
         """Whether nothing more happens by itself: it has ended, waits for its verdict, or for a proof."""
-        return self.outcome is not None or self.in_window or self.fence is not None
+        return not self.open or self.in_window or self.needs_fence
 
     @property
     def failed(self) -> bool:
@@ -132,17 +140,6 @@ class Migration(msgspec.Struct):
         segments = self.segments[: self.segment + 1]
         attempts = segments[-1].attempts if segments else []
         return attempts[-1].steps if attempts else []
-
-    def seconds_of(self, step: str) -> float | None:
-        """Return how long a step took in the newest attempt that did it, in any segment."""
-        found = [
-            row.seconds
-            for segment in self.segments
-            for attempt in segment.attempts
-            for row in attempt.steps
-            if row.step == step and row.mark == Mark.DONE
-        ]
-        return found[-1] if found else None
 
 
 def plain(document: Migration) -> dict[str, Any]:

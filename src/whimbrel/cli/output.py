@@ -36,6 +36,8 @@ COLORS = {
 }
 SIGNS = {Mark.DONE: "✓", Mark.DOING: "▸", Mark.SKIPPED: "–", Mark.OWED: "○", Mark.UNDOING: "◂", Mark.UNDONE: "↶"}
 PENDING, WRONG = "·", "✗"
+HIDDEN = "(a host)"
+"""A host whose name this user may not see."""
 
 
 def console() -> Console:
@@ -67,16 +69,15 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
-def moment(value: float | str | None) -> str:
-    """Write a time of the API's; empty when there is none."""
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else clock.iso(value)
-
-
-def epoch(value: float | str | None) -> float | None:
+def epoch(time: str | None) -> float | None:
     """Return a time of the API's as epoch seconds."""
-    return datetime.fromisoformat(value).timestamp() if isinstance(value, str) else value
+    return None if time is None else datetime.fromisoformat(time).timestamp()
+
+
+def moment(time: str | None) -> str:
+    """Write a time of the API's to the second; empty when there is none."""
+    seconds = epoch(time)
+    return "" if seconds is None else clock.iso(seconds)
 
 
 def listing(columns: list[str], rows: list[list[str]], *, nothing: str) -> None:
@@ -117,9 +118,9 @@ def step_rows(steps: list[Step], *, why: bool) -> Table:
     """Return the protocol's table with marks and times beside each row."""
     table = Table(box=None, pad_edge=False, show_header=why, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column(" ")
-    for column in ("step", "where", "mark"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("time", justify="right", no_wrap=True)
+    for column, width in (("step", 14), ("where", 9), ("mark", 8)):
+        table.add_column(column, no_wrap=True, min_width=width)
+    table.add_column("time", justify="right", no_wrap=True, min_width=7)
     table.add_column("why" if why else "")
     for step in steps:
         mark = Mark(step.mark) if step.mark else None
@@ -141,10 +142,11 @@ def segment_title(segment: Segment, attempt: int, target: str | None) -> str:
 
 def refusal_lines(refusals: list[Refusal]) -> list[str]:
     """Write, for each refused host, which filter refused it and why."""
-    width = max((len(row.host) for row in refusals), default=0)
-    return [f"  {row.host:<{width}}  {row.filter}: {row.reason}" for row in refusals]
+    width = max((len(row.host or HIDDEN) for row in refusals), default=0)
+    return [f"  {row.host or HIDDEN:<{width}}  {row.filter}: {row.reason}" for row in refusals]
 
 
 def heading(migration: Migration) -> str:
     """Return the line that says which migration this is."""
-    return f"migration {migration.id} of {migration.name}: {migration.kind}, {migration.way}"
+    what = " ".join(filter(None, [migration.action or migration.kind, migration.way]))
+    return f"migration {migration.id} of {migration.name}: {what}"

@@ -10,6 +10,7 @@ from whimbrel.cli.documents import Migration, plain
 from whimbrel.cli.errors import Exit
 from whimbrel.cli.options import talks_to_cloud
 from whimbrel.cli.output import (
+    HIDDEN,
     console,
     duration,
     epoch,
@@ -56,7 +57,7 @@ def migrations(cloud: Cloud, server: str | None, only_open: bool, limit: int, as
         print_json(rows)
         return Exit.OK
     listing(
-        ["ID", "Server", "Kind", "Status", "From → to", "Began", "Took", "Reason"],
+        ["ID", "Server", "Kind", "Status", "Where", "Began", "Took", "Reason"],
         [_row(migration_of(row)) for row in rows["migrations"]],
         nothing="There are no migrations.",
     )
@@ -77,7 +78,7 @@ def draw(migration: Migration) -> None:
     if migration.progress is not None and not migration.resting:
         out.print(f"\n{migration.progress.step}: {amount(migration.progress)}")
     if migration.targets:
-        chosen = ", ".join(f"{target.host} ({target.weight:.2f})" for target in migration.targets)
+        chosen = ", ".join(f"{target.host or HIDDEN} ({target.weight:.2f})" for target in migration.targets)
         out.print(Text(f"\nThe scheduler's targets, best first: {chosen}"))
     if migration.refusals:
         out.print(Text("\n".join(["\nThe scheduler refused:", *refusal_lines(migration.refusals)])))
@@ -86,9 +87,9 @@ def draw(migration: Migration) -> None:
 def _facts(migration: Migration) -> list[tuple[str, str]]:
     facts = [
         ("server", migration.server_id),
-        ("status", " ".join(filter(None, [migration.status, f"({migration.outcome})" if migration.outcome else None]))),
+        ("status", migration.status),
         ("reason", migration.reason or ""),
-        ("fence", f"waits for the word of {migration.fence}" if migration.fence else ""),
+        ("fence", f"waits for the word of {migration.fence or HIDDEN}" if migration.needs_fence else ""),
         ("began", moment(migration.created_at)),
         ("ended", moment(migration.finished_at)),
         ("confirms", f"by itself at {moment(migration.window_closes_at)}" if migration.window_closes_at else ""),
@@ -104,8 +105,8 @@ def _row(migration: Migration) -> list[str]:
         str(migration.id),
         migration.name,
         migration.action or migration.kind,
-        f"needs {migration.fence}" if migration.fence else migration.status,
-        migration.way if migration.source else migration.target or "",
+        f"needs {migration.fence or HIDDEN}" if migration.needs_fence else migration.status,
+        migration.way,
         moment(migration.created_at),
         duration(max(0.0, took)),
         migration.reason or "",

@@ -93,14 +93,16 @@ class Lines(Quiet):
     """One line for each change of a step, and one each few seconds for the bytes."""
 
     def __init__(self) -> None:
+        self._began_at: int | None = None
         self._marks: dict[tuple[int, int, str], str | None] = {}
         self._progress_at = 0.0
 
     def show(self, migration: Migration) -> None:
         """Print what is new in this state."""
-        if not self._marks:
+        if self._began_at is None:
             click.echo(heading(migration))
-        for index, segment in enumerate(migration.segments):
+            self._began_at = migration.segment
+        for index, segment in enumerate(migration.segments[self._began_at :]):
             for attempt in segment.attempts:
                 for step in attempt.steps:
                     self._step((index, attempt.attempt, step.step), step)

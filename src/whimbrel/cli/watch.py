@@ -20,7 +20,7 @@ from whimbrel.ops import clock
 
 SILENCE = 45.0
 """The API sends a sign of life more often than this, in seconds."""
-RETRY_AFTER = 1.0
+RETRY_AFTER = 0.5
 PATIENCE = 60.0
 """How long the API may be away, in seconds: it may be being restarted, and the migration goes on meanwhile."""
 
@@ -60,10 +60,10 @@ def conclude(migration: Migration, wanted: Outcome | None, *, as_json: bool) -> 
     """Say how a migration rests, unless for a program, and return the exit code."""
     told = [] if as_json else _told(migration)
     for line in told:
-        click.echo(line, err=migration.failed or migration.fence is not None)
-    if migration.outcome is not None:
+        click.echo(line, err=migration.failed or migration.needs_fence)
+    if not migration.open:
         return Exit.FAILED if migration.failed else Exit.OK
-    if migration.fence is not None:
+    if migration.needs_fence:
         return Exit.NEEDS_FENCE
     return Exit.FAILED if wanted is not None else Exit.OK
 
@@ -79,13 +79,14 @@ def _told(migration: Migration) -> list[str]:
             ending = "was cancelled" if migration.outcome == Outcome.CANCELLED else "ended in error"
             place = f" on {migration.source}" if migration.source else ""
             lines = [f"Migration {number} {ending}; {name} is{place} as it was. {migration.reason or ''}".rstrip()]
-            return lines + refusal_lines(migration.refusals or [])
+            return lines + refusal_lines(migration.refusals)
         case str():
             return [f"Done: {migration.action or migration.kind} of {name}."]
-    if migration.fence is not None:
+    if migration.needs_fence:
+        host = migration.fence or "a host"
         return [
-            f"Migration {number} needs a proof: {migration.fence} is silent, and only it can say whether {name} runs.",
-            f"Bring {migration.fence} back (its network, its agent), and the migration goes on by itself.",
+            f"Migration {number} needs a proof: {host} is silent, and only it can say whether {name} runs.",
+            f"Bring {host} back (its network, its agent), and the migration goes on by itself.",
         ]
     lines = [migration.reason] if migration.reason else []
     lines.append(f"{name} is on {migration.target}, in VERIFY_RESIZE: its copy on {migration.source} is kept.")
@@ -122,8 +123,7 @@ def _streamed(cloud: Cloud, migration: Migration, deadline: float) -> Iterator[M
     with cloud.stream("whimbrel", f"/migrations/{migration.id}/events", silence) as lines:
         for event, data in _events(lines, deadline):
             if event == "migration":
-                document = msgspec.json.decode(data)
-                migration = migration_of(document.get("migration", document))
+                migration = migration_of(msgspec.json.decode(data)["migration"])
             elif event == "progress":
                 migration = msgspec.structs.replace(migration, progress=msgspec.json.decode(data, type=Progress))
             yield migration

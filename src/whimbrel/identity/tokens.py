@@ -81,7 +81,7 @@ class Tokens:
             raise Unauthorized(refusal)
         try:
             data = _decoder.decode(self._fernet.decrypt(text + "=" * (-len(text) % 4)))
-        except (InvalidToken, msgspec.DecodeError, UnicodeEncodeError) as error:
+        except (InvalidToken, msgspec.DecodeError, ValueError) as error:
             raise Unauthorized(refusal) from error
         if not isinstance(data, kind) or data.expires_at <= clock.now():
             raise Unauthorized(refusal)

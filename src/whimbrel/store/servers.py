@@ -10,7 +10,8 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, or_, 
 
 from whimbrel.domain.migration import Mark
 from whimbrel.ops import clock
-from whimbrel.store.tables import journal, migrations, networks, ports, servers
+from whimbrel.store.networks import ports_of
+from whimbrel.store.tables import journal, migrations, ports, servers
 
 Sort = tuple[tuple[str, bool], ...]
 """Columns to order by, each with whether it is descending."""
@@ -87,9 +88,7 @@ def _narrowed(query: Select[Any], search: Search) -> Select[Any]:
     return query.where(and_(True, *conditions))
 
 
-def _beyond(
-    tx: Connection, keys: Sequence[tuple[ColumnElement[Any], bool]], after: Row[Any]
-) -> ColumnElement[bool]:
+def _beyond(tx: Connection, keys: Sequence[tuple[ColumnElement[Any], bool]], after: Row[Any]) -> ColumnElement[bool]:
     """Return the condition that a row stands behind `after`: later in the first key, or equal there and so on."""
     place = tx.execute(select(*(key for key, _ in keys)).where(servers.c.id == after.id)).one()
     ways = []
@@ -122,14 +121,7 @@ def situations(tx: Connection, rows: Sequence[Row[Any]]) -> list[Situation]:
         for row in tx.execute(select(migrations).where(migrations.c.server_id.in_(wanted), migrations.c.open))
     }
     marks = _marks(tx, [move.id for move in moves.values()])
-    addresses: dict[str, list[Row[Any]]] = {}
-    for port in tx.execute(
-        select(ports.c.server_id, ports.c.mac, ports.c.address, networks.c.name)
-        .join(networks, networks.c.id == ports.c.network_id)
-        .where(ports.c.server_id.in_(wanted))
-        .order_by(ports.c.id)
-    ):
-        addresses.setdefault(port.server_id, []).append(port)
+    addresses = ports_of(tx, wanted)
     found = []
     for row in rows:
         move = moves.get(row.id)

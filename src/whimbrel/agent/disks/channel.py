@@ -15,7 +15,8 @@ from pathlib import Path
 
 from whimbrel.agent.directories import HostDirectories, in_words
 from whimbrel.agent.disks.extents import allocated
-from whimbrel.agent.disks.frames import CONFIG_DRIVE, VERSION
+from whimbrel.agent.disks.fetch import from_host
+from whimbrel.agent.disks.frames import COMMAND, CONFIG_DRIVE, VERSION
 from whimbrel.agent.disks.session import Children, Session
 from whimbrel.domain.errors import StepError, TimedOut
 from whimbrel.domain.server import DiskRole
@@ -191,17 +192,27 @@ class SshChannels:
             session.end()
             raise
 
+    def base_image(self, order: Order) -> Iterator[bytes] | None:
+        """Read the server's base image from its source; None when this host is the source or there is none."""
+        source, target = order.work.source, order.work.target
+        if source is None or target is None or source.host == target.host or order.work.image is None:
+            return None
+        return from_host(self._ssh(source, f"{COMMAND} base {order.work.image.sha256}"), source, target)
+
     def _command(self, source: Place, target: Place) -> list[str]:
         if source.host == target.host:
             receive = [sys.executable, "-I", "-m", "whimbrel.agent.disks.receive"]
             return [*receive, "--host", target.host, "--instances", os.fspath(self._directories.root)]
+        return self._ssh(target, COMMAND)
+
+    def _ssh(self, host: Place, command: str) -> list[str]:
+        """Return how to reach the receiver of a host. Its sshd runs the forced command and tells it this one."""
         argv = ["ssh", "-T", "-x", "-a", "-c", self._settings.ssh_cipher]
         if self._settings.ssh_config:
             argv += ["-F", self._settings.ssh_config]
         for option in SSH_OPTIONS:
             argv += ["-o", option]
-        # sshd's forced command takes the place of this one; without it, no shell must read the stream.
-        return [*argv, "--", target.address, "whimbrel-receive"]
+        return [*argv, "--", host.address, command]
 
     def _end(self, order: Order) -> None:
         with self._lock:

@@ -17,6 +17,7 @@ because the receiver of a copy starts with it.
 from __future__ import annotations
 
 import json
+import re
 import struct
 from typing import Any
 
@@ -29,6 +30,14 @@ BLOCK = 1 << 20
 
 MESSAGE_LIMIT = 1 << 16
 """The most bytes in one MESSAGE; no honest one comes near."""
+
+COMMAND = "whimbrel-receive"
+"""What a client asks sshd for; with ` base <sha256>` behind it, the target's end writes that base image and leaves."""
+
+CACHE = "_base"
+"""The directory of base images, beside the servers' directories."""
+
+SHA256 = re.compile(r"[0-9a-f]{64}")
 
 CONFIG_DRIVE = "config.iso"
 RECEIVED = "received.json"

@@ -23,12 +23,15 @@ from typing import Any
 from whimbrel.agent.directories import HostDirectories, free_bytes, read_manifest, write_durably
 from whimbrel.agent.disks.frames import (
     BLOCK,
+    CACHE,
+    COMMAND,
     CONFIG_DRIVE,
     DATA,
     HEADER,
     MESSAGE,
     MESSAGE_LIMIT,
     RECEIVED,
+    SHA256,
     VERSION,
     add_range,
     message,
@@ -243,8 +246,18 @@ class Receiver:
         return f"Host {self._host} cannot write in {self._root}: {error.strerror or error}."
 
 
+def write_base(root: Path, sha256: str) -> None:
+    """Write a base image of this host to standard output, for a host that is to take over one of its servers."""
+    path = root / CACHE / sha256
+    if not path.is_file():
+        sys.exit(f"{path} is not here")
+    with path.open("rb") as file:
+        while os.sendfile(1, file.fileno(), None, BLOCK):  # None: from where the file stands
+            pass
+
+
 def main() -> None:
-    """Receive one copy on standard input and output."""
+    """Receive one copy on standard input and output, or write a base image if the client asked for one."""
     parser = argparse.ArgumentParser(prog="whimbrel-receive", description="Receive the disks of one attempt.")
     parser.add_argument("--config", type=Path, help="the agent's settings file")
     parser.add_argument("--host", help="this host's name, when there is no settings file")
@@ -256,8 +269,12 @@ def main() -> None:
         host, root = agent["host"], Path(agent.get("instances_dir", "/var/lib/whimbrel/instances"))
     if not host or not root:
         parser.error("give --config, or --host and --instances")
+    asked = os.environ.get("SSH_ORIGINAL_COMMAND", "").removeprefix(f"{COMMAND} base ")
     try:
-        Receiver(host, root, Inlet(0), 1).run()
+        if SHA256.fullmatch(asked):
+            write_base(root, asked)
+        else:
+            Receiver(host, root, Inlet(0), 1).run()
     except BrokenPipeError:
         sys.exit(1)
 

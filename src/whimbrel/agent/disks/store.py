@@ -22,7 +22,7 @@ from whimbrel.agent.disks import qcow2
 from whimbrel.agent.disks.cache import ImageCache
 from whimbrel.agent.disks.channel import SshChannels
 from whimbrel.agent.disks.configdrive import make_config_drive
-from whimbrel.agent.disks.frames import RECEIVED
+from whimbrel.agent.disks.frames import CACHE, RECEIVED
 from whimbrel.agent.disks.send import send_files
 from whimbrel.agent.disks.verify import digest_of
 from whimbrel.domain.errors import StepError
@@ -31,8 +31,6 @@ from whimbrel.migration.messages import Facts, Order, Work
 from whimbrel.migration.ports import Control
 from whimbrel.ops import clock
 from whimbrel.ops.settings import Agent
-
-CACHE = "_base"
 
 
 class HostDisks:
@@ -170,7 +168,7 @@ class HostDisks:
             return None
         if image is None or root.base not in (None, image.sha256):
             raise StepError(f"The order does not name base image {root.base}, on which server {order.server} stands.")
-        self._cache.link(image, incoming / qcow2.BASE, control)
+        self._cache.link(image, incoming / qcow2.BASE, self._channels.base_image(order), control)
         return image
 
     def _link_shared(self, order: Order, paths: list[Path]) -> Facts:

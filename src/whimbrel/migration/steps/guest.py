@@ -11,6 +11,7 @@ from whimbrel.domain.migration import Answer
 from whimbrel.domain.server import PowerAction, PowerState
 from whimbrel.migration.messages import Facts, Order
 from whimbrel.migration.ports import Control, World
+from whimbrel.ops import clock
 
 ALIVE = (PowerState.RUNNING, PowerState.PAUSED)
 """A process holds the guest's disks."""
@@ -24,6 +25,7 @@ def seal(world: World, order: Order, control: Control) -> Facts:
     forced = False
     if state in ALIVE:
         forced = world.guests.shut_down(order.server, order.work.grace, control)
+    stopped_at = clock.now()
     definition = world.guests.definition(order.server)
     if definition is not None:
         world.directories.save_definition(order.server, definition)
@@ -36,7 +38,12 @@ def seal(world: World, order: Order, control: Control) -> Facts:
             f"a hard reboot makes it anew."
         )
     world.directories.seal(order.server, order.attempt)
-    return {"forced": forced, "definition": definition, "power_state": PowerState.STOPPED}
+    return {
+        "forced": forced,
+        "stopped_at": stopped_at,
+        "definition": definition,
+        "power_state": PowerState.STOPPED,
+    }
 
 
 def is_sealed(world: World, order: Order, control: Control) -> tuple[Answer, Facts]:
@@ -109,7 +116,8 @@ def is_defined(world: World, order: Order, control: Control) -> tuple[Answer, Fa
 
 def start(world: World, order: Order, control: Control) -> Facts:
     """Let the guest run here, if it ran before; the facts say whether it was ever released."""
-    return {"power_state": _grant_and_run(world, order), "released": order.work.was_running}
+    state = _grant_and_run(world, order)
+    return {"power_state": state, "released": order.work.was_running, "running_at": clock.now()}
 
 
 def is_running(world: World, order: Order, control: Control) -> tuple[Answer, Facts]:

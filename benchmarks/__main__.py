@@ -1,0 +1,13 @@
+"""`make bench` measures everything; `make bench ARGS=control_plane` one part."""
+
+from __future__ import annotations
+
+import sys
+
+from benchmarks import control_plane, moves
+
+PARTS = {part.NAME: part for part in (control_plane, moves)}
+
+for name in sys.argv[1:] or PARTS:
+    print(f"--- {name}", flush=True)
+    PARTS[name].run()

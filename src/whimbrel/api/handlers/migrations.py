@@ -1,0 +1,112 @@
+"""`os-migrations`, and the migrations of one server: moves as OpenStack's administrators know them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection
+
+from whimbrel.api import parameters
+from whimbrel.api.call import Call, Reply
+from whimbrel.api.handlers import finding
+from whimbrel.api.views import links
+from whimbrel.api.views import migrations as view
+from whimbrel.api.views.state import migration_status
+from whimbrel.domain.errors import Forbidden, Invalid, NotFound
+from whimbrel.store import hosts_view, moves
+from whimbrel.store.moves import MOVES, Move, Search
+
+BATCH = 1000
+FILTERS = frozenset({"hidden", "host", "instance_uuid", "source_compute", "status", "migration_type"})
+PAGING = frozenset({"limit", "marker", "changes-since"})
+
+
+async def index(call: Call) -> Reply:
+    """List moves, newest first."""
+    _check_parameters(call)
+    found, more, addresses = await call.services.store.read(_page, call)
+    hosts = finding.may(call, "os_compute_api:os-migrations:index:host")
+    items = [view.listed(move, call.version, hosts=hosts, addresses=addresses) for move in found]
+    body: dict[str, Any] = {"migrations": items}
+    if more and call.version >= (2, 59):
+        body["migrations_links"] = links.next_page(call.services.public_url, call.path, call.query, items[-1]["uuid"])
+    return Reply(body=body)
+
+
+def _check_parameters(call: Call) -> None:
+    if call.version < (2, 59):
+        return
+    known = FILTERS | PAGING
+    if call.version >= (2, 66):
+        known |= {"changes-before"}
+    if call.version >= (2, 80):
+        known |= {"user_id", "project_id"}
+    parameters.refuse_unknown(call, known)
+
+
+def _page(tx: Connection, call: Call) -> tuple[list[Move], bool, dict[str, str]]:
+    paged = call.version >= (2, 59)
+    limit = parameters.limit(call) if paged else parameters.MAX_LIMIT
+    before = _marker(tx, call) if paged else None
+    search, statuses = _search(call), set(call.query.get("status", ()))
+    found: list[Move] = []
+    while len(found) <= limit and not _hidden(call):
+        batch = moves.page(tx, search, before, BATCH)
+        found += [move for move in batch if not statuses or migration_status(move.row, move.marks) in statuses]
+        if len(batch) < BATCH:
+            break
+        before = batch[-1].row.id
+    addresses = {name: row.address for name, row in hosts_view.rows(tx).items()}
+    return found[:limit], len(found) > limit, addresses
+
+
+def _search(call: Call) -> Search:
+    since, before = parameters.span(call) if call.version >= (2, 59) else (None, None)
+    kind = call.first("migration_type")
+    return Search(
+        kinds=MOVES if kind is None else (kind,) if kind in MOVES else (),
+        server_id=call.first("instance_uuid"),
+        source=call.first("source_compute"),
+        host=call.first("host"),
+        project_id=_project(call),
+        user_id=call.first("user_id") if call.version >= (2, 80) else None,
+        changed_since=since,
+        changed_before=before,
+    )
+
+
+def _project(call: Call) -> str | None:
+    """Managers see the moves of their own project, administrators all of them."""
+    named = call.first("project_id") if call.version >= (2, 80) else None
+    if finding.may(call, "os_compute_api:os-migrations:index:all_projects"):
+        return named
+    if named is not None and named != call.who.project_id:
+        raise Forbidden("Policy doesn't allow os_compute_api:os-migrations:index:all_projects to be performed.")
+    return call.who.project_id or "-"
+
+
+def _hidden(call: Call) -> bool:
+    """No migration is ever hidden, so a list of the hidden ones is empty."""
+    return parameters.boolean(call, "hidden", default=False) is True
+
+
+def _marker(tx: Connection, call: Call) -> int | None:
+    marker = call.first("marker")
+    if marker is None:
+        return None
+    number = moves.number_of(tx, marker)
+    if number is None:
+        raise Invalid(f"Marker {marker} could not be found.")
+    return number
+
+
+async def of_server(call: Call) -> Reply:
+    """List the live migrations in progress of a server: cold ones have no place in this list."""
+    await call.services.store.read(finding.server, call)
+    return Reply(body={"migrations": []})
+
+
+async def show_of_server(call: Call) -> Reply:
+    """Say that this server has no such live migration in progress."""
+    row = await call.services.store.read(finding.server, call)
+    raise NotFound(f"Migration {call.params['migration_id']} for server {row.id} is not live-migration.")

@@ -1,0 +1,68 @@
+"""Bodies: read within a bound, decoded, and checked against the row's schema, with Nova's words for what is wrong."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+from jsonschema import Draft202012Validator, FormatChecker
+from jsonschema.exceptions import ValidationError, best_match
+
+from whimbrel.api.call import Schema, Version
+from whimbrel.domain.errors import Invalid, TooLarge
+
+MAX_BODY_BYTES = 1024 * 1024
+
+_validators: dict[int, Draft202012Validator] = {}
+_formats = FormatChecker()
+
+
+@_formats.checks("base64", raises=ValueError)
+def _is_base64(value: object) -> bool:
+    """Accept base64 with the line breaks that tools put into it."""
+    if isinstance(value, str):
+        base64.b64decode("".join(value.split()), validate=True)
+    return True
+
+
+async def read_json(stream: AsyncIterator[bytes]) -> Any:
+    """Return the decoded body, None when there is none; TooLarge above 1 MiB, Invalid when it is not JSON."""
+    data = bytearray()
+    async for chunk in stream:
+        data += chunk
+        if len(data) > MAX_BODY_BYTES:
+            raise TooLarge(f"The body is larger than {MAX_BODY_BYTES} bytes; send less.")
+    if not data:
+        return None
+    try:
+        return msgspec.json.decode(bytes(data))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Invalid(f"The body is not JSON: {error}.") from error
+
+
+def check(schemas: tuple[Schema, ...], version: Version, body: Any) -> None:
+    """Check the body against the newest schema that the version knows; Invalid names the field, value and reason."""
+    newest = max((schema for schema in schemas if schema.since <= version), key=lambda s: s.since, default=None)
+    if newest is None:
+        return
+    error = best_match(_validator(newest).iter_errors(body))
+    if error is not None:
+        raise Invalid(_words(error))
+
+
+def _validator(schema: Schema) -> Draft202012Validator:
+    """Compile once; the rows live as long as the process, so their identity is a safe key."""
+    found = _validators.get(id(schema))
+    if found is None:
+        found = _validators[id(schema)] = Draft202012Validator(schema.body, format_checker=_formats)
+    return found
+
+
+def _words(error: ValidationError) -> str:
+    path = error.absolute_path
+    if not path:
+        return error.message if len(error.message) < 500 else "The body does not match what this request takes."
+    value = repr(error.instance)[:200]
+    return f"Invalid input for field/attribute {path[-1]}. Value: {value}. {error.message[:500]}"

@@ -1,0 +1,493 @@
+"""A copy from one host to another through a real sshd: whole or refused, and never stuck."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import replace
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+
+from whimbrel.agent.control import StepControl
+from whimbrel.agent.directories import HostDirectories, write_manifest
+from whimbrel.agent.disks.channel import SshChannels
+from whimbrel.agent.disks.extents import allocated
+from whimbrel.agent.disks.store import HostDisks
+from whimbrel.domain.errors import Cancelled, StepError, TimedOut
+from whimbrel.domain.migration import Verb
+from whimbrel.domain.server import Disk, DiskRole, Guest, Image
+from whimbrel.migration.messages import Facts, Order, Place, Work
+from whimbrel.ops import clock
+from whimbrel.ops.settings import Agent
+
+pytestmark = pytest.mark.real
+
+UUID = "0c5a6d1e-7b1c-4f67-9a55-1f9d2a4b8c10"
+ATTEMPT = "7-1"
+MIB = 1 << 20
+DISKS = (Disk(0, DiskRole.ROOT, "raw", 256), Disk(1, DiskRole.SWAP, "raw", 4))
+GUEST = Guest(UUID, "witness", 1, 128, DISKS, ())
+
+
+class NoChildren:
+    """The ledger's part, which is not what is tested here."""
+
+    def __init__(self) -> None:
+        self.pids: list[int] = []
+
+    def record_child(self, pid: int, start_time: int, purpose: str) -> None:
+        self.pids.append(pid)
+
+    def forget_child(self, pid: int) -> None:
+        self.pids.remove(pid)
+
+
+class Side:
+    """What one host has."""
+
+    def __init__(self, name: str, root: Path, ssh_config: Path) -> None:
+        root.mkdir(exist_ok=True)
+        settings = Agent(name, "127.0.0.1", str(root), ssh_config=str(ssh_config), max_copies=1)
+        self.children = NoChildren()
+        self.names = HostDirectories(root)
+        self.channels = SshChannels(settings, self.children)
+        self.disks = HostDisks(settings, self.channels)
+
+
+class Pair:
+    """Source and target, with a private sshd before the target."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.port = free_port()
+        self.known_hosts = directory / "known_hosts"
+        self.key = directory / "id"
+        keygen(directory / "host_key")
+        keygen(self.key)
+        self.know(directory / "host_key.pub")
+        self.ssh_config = directory / "ssh_config"
+        self.ssh_config.write_text(
+            f"Host *\n Port {self.port}\n IdentityFile {self.key}\n IdentitiesOnly yes\n"
+            f" UserKnownHostsFile {self.known_hosts}\n GlobalKnownHostsFile none\n"
+        )
+        self.source = Side("h1", directory / "h1", self.ssh_config)
+        self.target = Side("h2", directory / "h2", self.ssh_config)
+        self.authorize(f"{sys.executable} -I -m whimbrel.agent.disks.receive --config {directory}/agent.toml")
+        (directory / "agent.toml").write_text(f'[agent]\nhost = "h2"\ninstances_dir = "{directory}/h2"\n')
+        Path("/run/sshd").mkdir(exist_ok=True)
+        config = directory / "sshd_config"
+        config.write_text(
+            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {directory}/host_key\nPidFile none\n"
+            f"AuthorizedKeysFile {directory}/authorized_keys\nStrictModes no\nUsePAM no\n"
+        )
+        self.sshd = subprocess.Popen(["/usr/sbin/sshd", "-D", "-e", "-f", config], stderr=subprocess.DEVNULL)
+        eventually(lambda: can_connect(self.port))
+
+    def know(self, public: Path) -> None:
+        kind, key = public.read_text().split()[:2]
+        self.known_hosts.write_text(f"[127.0.0.1]:{self.port} {kind} {key}\n")
+
+    def authorize(self, command: str) -> None:
+        public = self.key.with_suffix(".pub").read_text()
+        (self.directory / "authorized_keys").write_text(f'restrict,command="{command}" {public}')
+
+    def close(self) -> None:
+        self.sshd.kill()
+        self.sshd.wait()
+
+    def order(self, step: str, results: dict[str, Facts] | None = None, **changes: Any) -> Order:
+        work = replace(Work(GUEST, GUEST, None, Place("h1", "127.0.0.1"), Place("h2", "127.0.0.1"), True, 5), **changes)
+        return Order("h1", UUID, 7, 0, ATTEMPT, "cold", 1, step, Verb.DO, 2, 3, 60, work, results or {})
+
+    def make_server(self, mebibytes: int = 32) -> None:
+        """A stopped server on the source: data and holes in turns, with odd sizes."""
+        live = self.source.names.live(UUID)
+        live.mkdir()
+        with (live / "disk-0").open("wb") as file:
+            file.truncate(256 * MIB)
+            for index in range(mebibytes):
+                file.seek(index * 2 * MIB + 4096 * (index % 3))
+                file.write(os.urandom(MIB))
+        (live / "disk-1").write_bytes(b"swap")
+        (live / "config.iso").write_bytes(os.urandom(70_001))
+        write_manifest(live, {"server": UUID, "attempt": "1-1"})
+
+    def open(self, control: StepControl | None = None) -> Facts:
+        """Everything that comes before the guest is stopped, then the seal."""
+        self.target.disks.prepare(self.order("prepare"), patience())
+        facts = self.source.channels.open(self.order("open_channel"), control or patience())
+        self.source.names.seal(UUID, ATTEMPT)
+        return facts
+
+    def push(self, opened: Facts, control: StepControl | None = None) -> Facts:
+        return self.source.disks.push(self.order("copy_disks", {"open_channel": opened}), control or patience())
+
+    def verify(self, pushed: Facts) -> Facts:
+        return self.target.disks.verify(self.order("verify_disks", {"copy_disks": pushed}), patience())
+
+    def received(self, name: str) -> Path:
+        return self.target.names.incoming(UUID, ATTEMPT) / name
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    made = Pair(tmp_path)
+    yield made
+    made.source.channels.close(made.order("copy_disks"))
+    made.close()
+    assert made.source.children.pids == [], "a channel outlived its step"
+
+
+def patience(limit: float = 60, stall: float = 30) -> StepControl:
+    return StepControl(limit, stall=stall)
+
+
+def keygen(path: Path) -> None:
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def can_connect(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def eventually(happens: Callable[[], object], seconds: float = 10) -> None:
+    deadline = clock.monotonic() + seconds
+    while not happens():
+        assert clock.monotonic() < deadline, "it did not happen in time"
+        Event().wait(0.02)
+
+
+def receiver(pair: Pair) -> int:
+    """Return the pid of the one receiver that runs for this pair."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            command = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
+            if b"whimbrel.agent.disks.receive" in command and f"{pair.directory}/agent.toml".encode() in command:
+                found.append(int(entry.name))
+    (pid,) = found
+    return pid
+
+
+def copying(pair: Pair, then: Callable[[], None]) -> StepControl:
+    """Return a control that does something when the copy has begun to move."""
+
+    class Watching(StepControl):
+        done_once = False
+
+        def report(self, done: int, total: int, note: str = "") -> None:
+            super().report(done, total, note)
+            if done and not self.done_once:
+                self.done_once = True
+                then()
+
+    return Watching(60, stall=2)
+
+
+def test_a_copy_is_whole_keeps_holes_and_leaves_swap_behind(pair: Pair) -> None:
+    pair.make_server()
+    pushed = pair.push(pair.open())
+    assert set(pushed["disks"]) == {"disk-0", "config.iso"}
+    assert pair.verify(pushed)["verified_bytes"] == pushed["bytes"]
+    for name in pushed["disks"]:
+        sealed = pair.source.names.sealed(UUID, ATTEMPT) / name
+        assert sealed.read_bytes() == pair.received(name).read_bytes()
+        assert allocated(pair.received(name)) == allocated(sealed)
+    assert pair.received("disk-1").read_bytes()[4086:4096] == b"SWAPSPACE2"
+    assert pair.source.disks.pushed(pair.order("copy_disks")) == pushed
+
+
+@pytest.mark.parametrize(
+    ("name", "offset"), [("disk-0", 2 * MIB + 4096), ("disk-0", 255 * MIB), ("config.iso", 70_000)]
+)
+def test_one_changed_byte_at_the_target_is_found_and_named(pair: Pair, name: str, offset: int) -> None:
+    pair.make_server()
+    pushed = pair.push(pair.open())
+    with pair.received(name).open("r+b") as file:
+        file.seek(offset)
+        (byte,) = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte ^ 0x40]))
+    with pytest.raises(StepError, match=f"{name} .* differs on h2"):
+        pair.verify(pushed)
+
+
+@pytest.mark.parametrize("name", ["disk-0", "config.iso"])
+def test_a_file_that_is_cut_or_gone_is_found_and_named(pair: Pair, name: str) -> None:
+    pair.make_server()
+    pushed = pair.push(pair.open())
+    os.truncate(pair.received(name), pushed["disks"][name]["size"] - 1)
+    with pytest.raises(StepError, match=name):
+        pair.verify(pushed)
+    pair.received(name).unlink()
+    with pytest.raises(StepError, match=name):
+        pair.verify(pushed)
+
+
+def test_a_killed_receiver_fails_the_copy_and_the_next_copy_is_whole(pair: Pair) -> None:
+    pair.make_server(100)
+    opened = pair.open()
+    with pytest.raises(StepError, match="from h1 to h2"):
+        pair.push(opened, copying(pair, lambda: os.kill(receiver(pair), signal.SIGKILL)))
+    assert pair.source.disks.pushed(pair.order("copy_disks")) is None
+    pushed = pair.push(opened)
+    assert pair.verify(pushed)["verified_bytes"] == pushed["bytes"]
+
+
+def test_a_silent_target_is_given_up_after_the_stall_limit(pair: Pair) -> None:
+    pair.make_server(100)
+    opened = pair.open()
+    stopped: list[int] = []
+
+    def stop() -> None:
+        stopped.append(receiver(pair))
+        os.kill(stopped[0], signal.SIGSTOP)
+
+    begun = clock.monotonic()
+    try:
+        with pytest.raises(TimedOut):
+            pair.push(opened, copying(pair, stop))
+        assert clock.monotonic() - begun < 10
+    finally:
+        os.kill(stopped[0], signal.SIGKILL)
+
+
+def test_a_cancelled_copy_ends_at_once(pair: Pair) -> None:
+    pair.make_server(100)
+    opened = pair.open()
+    control = copying(pair, lambda: control.cancel("the test says so"))
+    with pytest.raises(Cancelled):
+        pair.push(opened, control)
+
+
+def test_a_target_without_room_is_refused_before_the_guest_is_stopped(pair: Pair) -> None:
+    pair.make_server(32)
+    with small_disk(pair.directory / "h2", 16):
+        with pytest.raises(StepError, match=r"Target h2 has 0\.0\d GiB free .* need 0\.03 GiB"):
+            pair.open()
+        assert not pair.source.names.is_sealed(UUID, ATTEMPT)
+
+
+def test_a_target_that_fills_up_during_the_copy_says_so(pair: Pair) -> None:
+    pair.make_server(32)
+    with small_disk(pair.directory / "h2", 48):
+        opened = pair.open()
+        (pair.directory / "h2" / "other").write_bytes(b"x" * 24 * MIB)
+        with pytest.raises(StepError, match="No space left on host h2: "):
+            pair.push(opened)
+        pair.target.names.discard(UUID, ATTEMPT)
+        assert [path.name for path in (pair.directory / "h2").iterdir()] == ["other"]
+
+
+@contextmanager
+def mounted(path: Path, *options: str | Path) -> Iterator[None]:
+    """Mount something over a directory for a while."""
+    subprocess.run(["mount", *options, path], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", path], check=True)
+
+
+def small_disk(path: Path, mebibytes: int) -> AbstractContextManager[None]:
+    """A file system of its own for a directory."""
+    return mounted(path, "-t", "tmpfs", "-o", f"size={mebibytes}m", "small")
+
+
+def test_each_way_that_ssh_refuses_names_both_hosts_and_the_remedy(pair: Pair) -> None:
+    pair.make_server(1)
+
+    def refusal() -> str:
+        with pytest.raises(StepError) as caught:
+            pair.open()
+        pair.target.names.discard(UUID, ATTEMPT)
+        text = str(caught.value)
+        assert "h1" in text and "h2" in text
+        return text
+
+    good_key, good_hosts = pair.key.read_bytes(), pair.known_hosts.read_text()
+    pair.known_hosts.write_text("")
+    assert "does not know the host key of h2" in refusal()
+    pair.know(pair.key.with_suffix(".pub"))
+    assert "installed anew" in refusal()
+    pair.known_hosts.write_text(good_hosts)
+    pair.key.unlink()
+    keygen_new = pair.directory / "other"
+    keygen(keygen_new)
+    shutil.copy(keygen_new, pair.key)
+    assert "refused the key of h1" in refusal()
+    pair.key.write_bytes(good_key)
+    pair.authorize("echo a shell would run what it reads")
+    assert "forced command" in refusal()
+    pair.authorize("no-such-program")
+    assert "has no whimbrel-receive" in refusal()
+    pair.close()
+    assert "Start sshd" in refusal()
+
+
+def test_shared_storage_is_seen_and_then_linked_and_a_resize_takes_a_true_copy(pair: Pair) -> None:
+    pair.make_server(4)
+    with mounted(pair.directory / "h2", "--bind", pair.directory / "h1"):
+        opened = pair.open()
+        assert opened["shared"] is True
+        pushed = pair.push(opened)
+        assert pushed["bytes"] == 0
+        assert pair.received("disk-0").samefile(pair.source.names.sealed(UUID, ATTEMPT) / "disk-0")
+        pair.verify(pushed)
+        resize = replace(pair.order("open_channel"), protocol="resize")
+        assert pair.source.channels.open(resize, patience())["shared"] is False
+    assert not list((pair.directory / "h1").glob(".probe*"))
+
+
+def test_a_probe_that_fails_is_an_error_and_never_means_not_shared(pair: Pair) -> None:
+    pair.make_server(1)
+    pair.target.disks.prepare(pair.order("prepare"), patience())
+    source = pair.directory / "h1"
+    with mounted(source, "--bind", source):
+        subprocess.run(["mount", "-o", "remount,bind,ro", source], check=True)
+        with pytest.raises(StepError, match="Cannot probe for shared storage"):
+            pair.source.channels.open(pair.order("open_channel"), patience())
+
+
+def test_copy_slots_are_given_in_the_order_of_asking(pair: Pair) -> None:
+    orders = [replace(pair.order("stop_guest"), attempt=f"{number}-1") for number in range(1, 4)]
+    got: list[str] = []
+
+    def wait(order: Order) -> None:
+        pair.source.channels.wait_for_slot(order, patience(limit=0.5, stall=60))
+        got.append(order.attempt)
+
+    threads = [threading.Thread(target=wait, args=(order,)) for order in orders]
+    for index, thread in enumerate(threads):
+        thread.start()
+        Event().wait(0.3)
+        assert got == ["1-1"]
+        assert thread.is_alive() == (index > 0)
+    Event().wait(0.5)  # longer than the step's limit: waiting for a slot is not work
+    for index in range(3):
+        eventually(lambda count=index + 1: len(got) == count)  # type: ignore[misc]
+        assert got[-1] == orders[index].attempt
+        pair.source.channels.close(orders[index])
+    for thread in threads:
+        thread.join()
+
+
+class Store(SimpleHTTPRequestHandler):
+    """An image store that counts, and knows one image."""
+
+    content = os.urandom(3 * MIB)
+    asked = 0
+
+    def do_GET(self) -> None:
+        type(self).asked += 1
+        if self.path.startswith("/missing"):
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.content)))
+        self.end_headers()
+        for start in range(0, len(self.content), 64 << 10):
+            self.wfile.write(self.content[start : start + (64 << 10)])
+            Event().wait(0.005)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def store() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Store)
+    Store.asked = 0
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_a_base_image_is_fetched_once_however_many_ask(pair: Pair, store: str) -> None:
+    sha256 = hashlib.sha256(Store.content).hexdigest()
+    image = Image("image-1", sha256, "raw", len(Store.content), 3, f"{store}/image?ticket=secret")
+    guest = replace(GUEST, disks=(Disk(0, DiskRole.ROOT, "qcow2", 16, sha256),))
+    order = pair.order("prepare", guest=guest, old=guest, image=image)
+    orders = [replace(order, attempt=f"{number}-1") for number in range(1, 5)]
+    threads = [threading.Thread(target=pair.target.disks.prepare, args=(one, patience())) for one in orders]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(pair.target.disks.is_prepared(one) for one in orders) and Store.asked == 1
+    bases = [pair.target.names.incoming(UUID, one.attempt) / "base-0" for one in orders]
+    assert len({base.stat().st_ino for base in bases}) == 1 and bases[0].read_bytes() == Store.content
+
+
+def test_a_base_image_that_cannot_be_had_is_named_with_host_and_reason(pair: Pair, store: str) -> None:
+    guest = replace(GUEST, disks=(Disk(0, DiskRole.ROOT, "qcow2", 16, "b" * 64),))
+    image = Image("image-1", "b" * 64, "raw", len(Store.content), 3)
+    reasons = {
+        f"{store}/missing?ticket=secret": "answered 404",
+        f"{store}/image?ticket=secret": "is not this image",
+        f"http://127.0.0.1:{free_port()}/": "cannot be reached",
+        "": "no address to fetch it from",
+    }
+    for url, reason in reasons.items():
+        order = pair.order("prepare", guest=guest, old=guest, image=replace(image, ticket_url=url))
+        with pytest.raises(StepError, match=f"Host h2 lacks base image image-1 .*{reason}") as caught:
+            pair.target.disks.prepare(order, patience())
+        assert "secret" not in str(caught.value)
+        assert not pair.target.disks.is_prepared(order)
+    assert not list((pair.directory / "h2" / "_base").glob("*.part"))
+
+
+def test_a_base_image_that_the_store_has_lost_comes_from_the_source(pair: Pair, store: str) -> None:
+    sha256 = hashlib.sha256(Store.content).hexdigest()
+    image = Image("image-1", sha256, "raw", len(Store.content), 3, f"{store}/missing?ticket=secret")
+    guest = replace(GUEST, disks=(Disk(0, DiskRole.ROOT, "qcow2", 16, sha256),))
+    # The one sshd stands before h2's directory, so the move goes from h2 to h1.
+    back = pair.order(
+        "prepare", guest=guest, old=guest, image=image, source=Place("h2", "127.0.0.1"), target=Place("h1", "127.0.0.1")
+    )
+    with pytest.raises(StepError, match=r"answered 404.*; .*is not here"):
+        pair.source.disks.prepare(back, patience())
+    (pair.directory / "h2" / "_base").mkdir()
+    (pair.directory / "h2" / "_base" / sha256).write_bytes(Store.content)
+    pair.source.disks.prepare(back, patience())
+    assert (pair.source.names.incoming(UUID, ATTEMPT) / "base-0").read_bytes() == Store.content
+
+
+def test_on_one_host_a_resize_takes_a_copy_of_its_own(pair: Pair) -> None:
+    pair.make_server(4)
+    here = {"source": Place("h1", "127.0.0.1"), "target": Place("h1", "127.0.0.1")}
+    pair.source.disks.prepare(pair.order("prepare", **here), patience())
+    opened = pair.source.channels.open(pair.order("open_channel", **here), patience())
+    pair.source.names.seal(UUID, ATTEMPT)
+    order = pair.order("copy_disks", {"open_channel": opened}, **here)
+    pushed = pair.source.disks.push(order, patience())
+    pair.source.disks.verify(pair.order("verify_disks", {"copy_disks": pushed}, **here), patience())
+    copies = [names(UUID, ATTEMPT) / "disk-0" for names in (pair.source.names.sealed, pair.source.names.incoming)]
+    assert not copies[0].samefile(copies[1]) and copies[0].read_bytes() == copies[1].read_bytes()
+
+
+def test_a_disk_that_would_shrink_is_refused_before_anything_is_made(pair: Pair) -> None:
+    smaller = replace(GUEST, disks=(replace(DISKS[0], size_mb=128),))
+    with pytest.raises(StepError, match="cannot shrink"):
+        pair.target.disks.prepare(pair.order("prepare", guest=smaller), patience())
+    assert not list((pair.directory / "h2").iterdir())
