@@ -1,4 +1,4 @@
-"""The control plane alone: a fake hypervisor, but RabbitMQ, SQLite with synchronous=FULL and separate agent processes."""
+"""The control plane alone: a fake hypervisor, real RabbitMQ, SQLite with synchronous=FULL, agents of their own."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from benchmarks.cloud import Cloud
-from benchmarks.fakecloud import FakeCloud
 from benchmarks.measure import keep, pss_mib
+from tests.fakecloud import FakeCloud
 
 NAME = "control_plane"
 ROUNDS = 10

@@ -74,11 +74,14 @@ mtype awaiting;                 /* the order that is out; 0: the migration has e
 /* ---- What nobody can see: does this host's disk hold every write that the guest was told is durable? ---- */
 bool whole[2] = true;
 byte mishaps;
+bool over, well;
 
 #define RUNS(h) (host[h].running)
 ltl one_runner { [] !(RUNS(SOURCE) && RUNS(TARGET)) }
 ltl whole_copy { [] ((whole[SOURCE] || whole[TARGET])
                      && (RUNS(SOURCE) -> whole[SOURCE]) && (RUNS(TARGET) -> whole[TARGET])) }
+ltl ends { <> over }
+ltl ends_well { [] (over -> well) }
 
 /* ============================================ the hosts ============================================ */
 
@@ -308,13 +311,11 @@ active proctype Conductor() {
         sent[posted].handed_over = epoch + 1; posted++ }
 #endif
 
-    /* Nothing can happen any more: the guest runs where it belongs, unless the power was cut there after it was
-     * started; or the one host whose word is missing is off. */
-    :: timeout ->
-        if
-        :: awaiting == 0 -> assert(RUNS(owner) || host[owner].power != on || ledger[owner].grant_boot != host[owner].boot)
-        :: else -> assert(host[HOST_OF(awaiting)].power != on)
-        fi;
+    /* Nothing can happen any more. Well: the migration has ended and the guest runs where the journal says, unless the
+     * power was cut there after it was started; or one host is off whose word is missing. */
+    :: atomic { timeout -> over = true;
+        well = (awaiting == 0 && (RUNS(owner) || host[owner].power != on || ledger[owner].grant_boot != host[owner].boot))
+            || (awaiting != 0 && host[HOST_OF(awaiting)].power != on) };
         break
     od
 }

@@ -9,7 +9,7 @@
  * Switches take the guards out: NO_ONCE, NO_REVISION, NO_CHECK. README.md tells what happens then.
  */
 
-#define MESSAGES 10     /* orders that one run may draw: too few would show as a run that does not end well */
+#define MESSAGES 6      /* orders that one run may draw: too few would show as a run that does not end well */
 
 mtype = { confirm, revert, delete };                                            /* the segments */
 mtype = { retire_source };                                                      /* the rows of CONFIRM, */
@@ -43,11 +43,13 @@ byte posted;
 /* ---- The hosts ---- */
 byte obeyed[2];                 /* the newest order, in the ledger; its report is under way at once */
 bool runs[2], copy[2] = true, silent, silent_when_asked;
-bool confirm_acts, revert_acts, deleting;
+bool confirm_acts, revert_acts, deleting, over, well;
 
 ltl keeps_a_copy { [] (copy[SOURCE] || copy[TARGET] || deleting) }
 ltl one_verdict { [] !(confirm_acts && revert_acts) }
 ltl one_runner { [] !(runs[SOURCE] && runs[TARGET]) }
+ltl ends { <> over }
+ltl ends_well { [] (over -> well) }
 
 /* ============================================ the callers ============================================ */
 
@@ -92,7 +94,7 @@ inline act(what) {
 
 proctype Agent(byte h) {
 end: do
-    TAKE(0) TAKE(1) TAKE(2) TAKE(3) TAKE(4) TAKE(5) TAKE(6) TAKE(7) TAKE(8) TAKE(9)
+    TAKE(0) TAKE(1) TAKE(2) TAKE(3) TAKE(4) TAKE(5)
     od
 }
 
@@ -109,7 +111,7 @@ proctype Silence() {
 typedef Row { byte revision; byte number; byte current; byte segments; mtype awaiting }
 
 #ifdef NO_REVISION
-#define UNCHANGED (posted < MESSAGES)
+#define UNCHANGED (posted < MESSAGES && revision < 12)
 #else
 #define UNCHANGED (posted < MESSAGES && row.revision == revision)
 #endif
@@ -147,22 +149,21 @@ end: do
     od
 }
 
-/* Nothing can happen any more. */
+/* When nothing can happen any more: has what was promised come true? */
+#define NO_ORDER_OUT (awaiting == 0 && current == segments)
+#define SOURCE_OWES  (awaiting != 0 && silent && HOST_OF(awaiting) == SOURCE)
+#define KEPT         (runs[TARGET])
+#define CONFIRMED    (runs[TARGET] && (silent || !copy[SOURCE]))
+#define REVERTED     (!silent_when_asked && (silent || (runs[SOURCE] && !copy[TARGET])))
+#define DELETED      (silent || !(runs[SOURCE] || runs[TARGET] || copy[SOURCE] || copy[TARGET]))
+
 active proctype Ending() {
     atomic {
         runs[TARGET] = true;
         run Caller(confirm); run Caller(revert); run Caller(confirm);           /* the last one is the timer */
         run Deleter(); run Silence(); run Agent(SOURCE); run Agent(TARGET); run Conductor(); run Conductor()
     }
-    timeout ->
-        if
-        :: awaiting != 0 -> assert(silent && HOST_OF(awaiting) == SOURCE)
-        :: else -> assert(current == segments)
-        fi;
-        if
-        :: verdict == 0 -> assert(runs[TARGET])
-        :: verdict == confirm -> assert(runs[TARGET] && (silent || !copy[SOURCE]))
-        :: verdict == revert -> assert(!silent_when_asked && (silent || (runs[SOURCE] && !copy[TARGET])))
-        :: verdict == delete -> assert(silent || !(runs[SOURCE] || runs[TARGET] || copy[SOURCE] || copy[TARGET]))
-        fi
+    atomic { timeout -> over = true;
+        well = (NO_ORDER_OUT || SOURCE_OWES) && ((verdict == 0 && KEPT) || (verdict == confirm && CONFIRMED)
+            || (verdict == revert && REVERTED) || (verdict == delete && DELETED)) }
 }

@@ -25,8 +25,8 @@ from whimbrel.lab.broker import Broker
 
 pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("broker")]
 
-SOON = 10.0
-QUICK = Timing(start=20, confirm=5, heartbeat=10, retry_pause=0.01)
+SOON = 30.0
+QUICK = Timing(start=60, confirm=20, heartbeat=10, retry_pause=0.01)
 
 
 @dataclass(frozen=True)

@@ -449,7 +449,7 @@ def test_a_base_image_that_cannot_be_had_is_named_with_host_and_reason(pair: Pai
         "": "no address to fetch it from",
     }
     for url, reason in reasons.items():
-        order = pair.order("prepare", guest=guest, old=guest, image=replace(image, ticket_url=url))
+        order = pair.order("prepare", guest=guest, old=guest, image=replace(image, ticket_url=url), source=None)
         with pytest.raises(StepError, match=f"Host h2 lacks base image image-1 .*{reason}") as caught:
             pair.target.disks.prepare(order, patience())
         assert "secret" not in str(caught.value)
@@ -465,12 +465,59 @@ def test_a_base_image_that_the_store_has_lost_comes_from_the_source(pair: Pair, 
     back = pair.order(
         "prepare", guest=guest, old=guest, image=image, source=Place("h2", "127.0.0.1"), target=Place("h1", "127.0.0.1")
     )
-    with pytest.raises(StepError, match=r"answered 404.*; .*is not here"):
+    with pytest.raises(StepError, match=r"answered 404.*; h2 does not hold it"):
         pair.source.disks.prepare(back, patience())
     (pair.directory / "h2" / "_base").mkdir()
     (pair.directory / "h2" / "_base" / sha256).write_bytes(Store.content)
     pair.source.disks.prepare(back, patience())
     assert (pair.source.names.incoming(UUID, ATTEMPT) / "base-0").read_bytes() == Store.content
+
+
+def test_a_raw_root_disk_stands_alone_and_grows(pair: Pair, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = serve(make_qcow2(pair.directory / "image", "4M"), store, monkeypatch)
+    flat = Disk(0, DiskRole.ROOT, "raw", 8)
+    guest = replace(GUEST, disks=(flat,))
+    order = replace(pair.order("prepare", guest=guest, old=guest, image=image), protocol="build")
+    pair.target.disks.prepare(order, patience())
+    disk = pair.received("disk-0")
+    assert disk.stat().st_size == 8 * MIB and disk.read_bytes()[:MIB] == b"\xa5" * MIB
+    larger = replace(GUEST, disks=(replace(flat, size_mb=16),))
+    resize = pair.order("resize_disks", guest=larger, old=order.work.guest, image=image)
+    for _ in range(2):
+        pair.target.disks.resize(resize, patience())
+        assert disk.stat().st_size == 16 * MIB
+    guest = replace(GUEST, disks=(replace(flat, size_mb=2),))
+    small = replace(pair.order("prepare", guest=guest, old=guest, image=image), protocol="build")
+    with pytest.raises(StepError, match="choose a larger flavor"):
+        pair.target.disks.prepare(small, patience())
+
+
+def test_an_image_that_names_a_file_of_the_host_is_refused(
+    pair: Pair, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (pair.directory / "secret").write_bytes(b"x" * MIB)
+    made = make_qcow2(pair.directory / "image", "4M", "-b", str(pair.directory / "secret"), "-F", "raw")
+    image = serve(made, store, monkeypatch)
+    with pytest.raises(StepError, match="refers to another file"):
+        pair.target.disks.prepare(replace(pair.order("prepare", image=image), protocol="build"), patience())
+    with pytest.raises(StepError, match="declared as qcow2 and is not"):
+        made.write_bytes(b"x" * MIB)
+        image = serve(made, store, monkeypatch)
+        pair.target.disks.prepare(replace(pair.order("prepare", image=image), protocol="build"), patience())
+
+
+def make_qcow2(path: Path, size: str, *options: str) -> Path:
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *options, path, size], check=True)
+    if not options:
+        subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -P 0xa5 0 1M", path], check=True, capture_output=True)
+    return path
+
+
+def serve(path: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> Image:
+    """Put a file into the image store, declared as qcow2."""
+    content = path.read_bytes()
+    monkeypatch.setattr(Store, "content", content)
+    return Image("image-1", hashlib.sha256(content).hexdigest(), "qcow2", len(content), 4, f"{store}/image")
 
 
 def test_on_one_host_a_resize_takes_a_copy_of_its_own(pair: Pair) -> None:

@@ -37,8 +37,8 @@ def furnish(cloud: Cloud, *names: str) -> None:
 def add_host(tx: Connection, name: str, **more: Any) -> None:
     """Add a host that was heard of just now."""
     row = {
-        "name": name, "service_uuid": ids.new_uuid(), "hypervisor_uuid": ids.new_uuid(), "address": f"10.0.0.{name[1:]}",
-        "boot": "b", "ledger": "l", "protocols": {}, "vcpus": 4, "ram_mb": 4096, "disk_gb": 40, "reserved_vcpus": 0,
+        "name": name, "service_uuid": ids.new_uuid(), "hypervisor_uuid": ids.new_uuid(),
+        "address": f"10.0.0.{name[1:]}", "boot": "b", "ledger": "l", "protocols": {}, "vcpus": 4, "ram_mb": 4096, "disk_gb": 40, "reserved_vcpus": 0,
         "reserved_ram_mb": 512, "reserved_disk_gb": 0, "cpu_ratio": 16.0, "ram_ratio": 1.0, "disk_ratio": 1.0,
         "architecture": "x86_64", "hypervisor": "libvirt", "hypervisor_version": 9000000, "root_disk": "qcow2",
         "free_disk_gb": 30, "uptime": "up 1 day", "heard_at": clock.now(), "created_at": clock.now(),

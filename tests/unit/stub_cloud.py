@@ -73,6 +73,7 @@ class Stub:
     now: dict[str, Any] = field(default_factory=lambda: migration("done", "doing"))
     refuse: dict[str, tuple[int, str]] = field(default_factory=dict)
     catalog: dict[str, str] = field(default_factory=lambda: {"compute": "/compute/v2.1"})
+    hosts: list[dict[str, Any]] = field(default_factory=list)
     expire: bool = False
     logins: list[Any] = field(default_factory=list)
     actions: list[Any] = field(default_factory=list)
@@ -125,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif parts.path == "/compute/v2.1/flavors/detail":
             self._say(200, {"flavors": [{"id": "f-1", "name": "small"}, {"id": "f-2", "name": "medium"}]})
         elif parts.path == "/whimbrel/v1/hosts":
-            self._say(200, {"hosts": []})
+            self._say(200, {"hosts": self.stub.hosts})
         else:
             self._say(404, {"error": {"code": 404, "message": "Not here."}})
 

@@ -100,17 +100,18 @@ class Conductor:
         await self.bus.cast(f"agent.{host}", sent)
         return sent
 
-    async def answer(self) -> StepReport:
-        """The next report of an end; that a step is still at work is no news here."""
+    async def end(self, order: Order) -> StepReport:
+        """The report of this order's end; others, repeated ones say, are no news."""
         async with asyncio.timeout(10):
-            while (report := await self.reports.get()).answer is Answer.RUNNING:
-                pass
-        return report
+            while True:
+                report = await self.reports.get()
+                if report.number == order.number and report.answer is not Answer.RUNNING:
+                    return report
 
     async def do(self, host: str, step: str, **changes: Any) -> StepReport:
         sent = await self.send(host, step, **changes)
-        report = await self.answer()
-        assert (report.number, report.host) == (sent.number, host)
+        report = await self.end(sent)
+        assert report.host == host
         assert report.answer is Answer.DONE, report.reason
         if sent.verb is Verb.DO:
             self.results[step] = report.facts
@@ -179,8 +180,7 @@ async def test_a_failed_start_goes_back_to_the_source_with_every_write(conductor
         await conductor.do("h2", "define_guest")
         conductor.results["hand_over"] = {"epoch": 2}
         (conductor.base / "h2" / SERVER / "disk-0").rename(conductor.base / "gone")
-        await conductor.send("h2", "start_guest", epoch=2)
-        failed = await conductor.answer()
+        failed = await conductor.end(await conductor.send("h2", "start_guest", epoch=2))
         assert failed.answer is Answer.FAILED and failed.facts == {"released": False}
         assert "disk-0" in failed.reason
         undo = {"verb": Verb.UNDO, "epoch": 3}
@@ -216,7 +216,7 @@ async def test_a_guest_runs_on_while_its_agent_is_away_and_not_after_the_host_wa
     unheard = await conductor.send("h1", "prepare")
     await conductor.bus.cast("agent.h1", Ask(unheard))
     async with conductor.agent("h1"):
-        assert (await conductor.answer()).answer is Answer.DONE
+        assert (await conductor.end(unheard)).answer is Answer.DONE
         await conductor.seen("h1", "running", since=beats)
     (conductor.base / "h1-run" / "boot").unlink()
     async with conductor.agent("h1"):

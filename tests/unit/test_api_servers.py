@@ -149,7 +149,12 @@ async def test_pages_follow_each_other_in_any_order_and_under_derived_filters(cl
     cloud.services.store.write_now(lambda tx: tx.exec_driver_sql("DELETE FROM networks"))
     made = [await active(cloud, name=f"s{number}") for number in range(5)]
     await create(cloud, name="other")
-    for query in ("?limit=2", "?limit=2&sort_key=display_name&sort_dir=asc", "/detail?limit=2&status=ACTIVE", "?limit=2&name=^s"):
+    for query in (
+        "?limit=2",
+        "?limit=2&sort_key=display_name&sort_dir=asc",
+        "/detail?limit=2&status=ACTIVE",
+        "?limit=2&name=^s",
+    ):
         seen: list[str] = []
         path = servers_url(query)
         for _ in range(5):
@@ -166,7 +171,8 @@ async def test_pages_follow_each_other_in_any_order_and_under_derived_filters(cl
 @pytest.mark.parametrize(
     ("query", "version", "status"),
     [
-        ("limit=-1", "2.1", 400), ("limit=x", "2.1", 400), ("marker=nope", "2.1", 400), ("changes-since=soon", "2.1", 400),
+        ("limit=-1", "2.1", 400), ("limit=x", "2.1", 400), ("marker=nope", "2.1", 400),
+        ("changes-since=soon", "2.1", 400),
         ("name=(", "2.1", 400), ("name=(a%2B)%2B", "2.1", 400), ("unknown=1", "2.1", 200), ("unknown=1", "2.75", 400),
         ("deleted=False&all_tenants=False", "2.100", 200), ("limit=2000", "2.1", 200),
         ("name=" + ".*" * 3, "2.1", 400),
@@ -194,7 +200,9 @@ async def test_an_update_changes_names_and_answers_as_of_old(cloud: Cloud) -> No
     furnish(cloud)
     server_id = await active(cloud)
     body = {"server": {"name": "new", "accessIPv6": "::0:babe:330.0"}}
-    assert (await cloud.http.put(servers_url(f"/{server_id}"), json=body, headers=cloud.token("alice"))).status_code == 400
+    assert (
+        await cloud.http.put(servers_url(f"/{server_id}"), json=body, headers=cloud.token("alice"))
+    ).status_code == 400
     body = {"server": {"name": "new", "accessIPv6": "2001:db8:0:0:0:0:0:1"}}
     answer = await cloud.http.put(servers_url(f"/{server_id}"), json=body, headers=cloud.token("alice"))
     assert answer.json()["server"]["name"] == "new"
@@ -242,9 +250,13 @@ async def test_metadata_and_tags_are_set_read_and_deleted(cloud: Cloud) -> None:
     furnish(cloud)
     path, headers = servers_url(f"/{await active(cloud)}"), at(cloud, "alice", "2.26")
     http = cloud.http
-    assert (await http.post(f"{path}/metadata", json={"metadata": {"a": "1", "b": "2"}}, headers=headers)).status_code == 200
+    assert (
+        await http.post(f"{path}/metadata", json={"metadata": {"a": "1", "b": "2"}}, headers=headers)
+    ).status_code == 200
     assert (await http.put(f"{path}/metadata/a", json={"meta": {"b": "3"}}, headers=headers)).status_code == 400
-    assert (await http.put(f"{path}/metadata/a", json={"meta": {"a": "3"}}, headers=headers)).json() == {"meta": {"a": "3"}}
+    assert (await http.put(f"{path}/metadata/a", json={"meta": {"a": "3"}}, headers=headers)).json() == {
+        "meta": {"a": "3"}
+    }
     assert (await http.delete(f"{path}/metadata/b", headers=headers)).status_code == 204
     assert (await http.get(f"{path}/metadata", headers=headers)).json() == {"metadata": {"a": "3"}}
     assert (await http.get(f"{path}/metadata/b", headers=headers)).status_code == 404
@@ -261,11 +273,16 @@ async def test_a_locked_server_is_changed_by_administrators_only(cloud: Cloud) -
     furnish(cloud)
     server_id = await active(cloud)
     path, headers = servers_url(f"/{server_id}"), cloud.token("alice")
-    locked = await cloud.http.post(f"{path}/action", json={"lock": {"locked_reason": "mine"}}, headers=at(cloud, "alice", "2.73"))
+    locked = await cloud.http.post(
+        f"{path}/action", json={"lock": {"locked_reason": "mine"}}, headers=at(cloud, "alice", "2.73")
+    )
     assert locked.status_code == 202
     assert (await show(cloud, server_id, version="2.73"))["locked_reason"] == "mine"
     answer = await cloud.http.post(f"{path}/action", json={"os-stop": None}, headers=headers)
-    assert (answer.status_code, answer.json()["conflictingRequest"]["message"]) == (409, f"Instance {server_id} is locked")
+    assert (answer.status_code, answer.json()["conflictingRequest"]["message"]) == (
+        409,
+        f"Instance {server_id} is locked",
+    )
     assert (await cloud.http.delete(path, headers=headers)).status_code == 409
     stopped = await cloud.http.post(f"{path}/action", json={"os-stop": None}, headers=cloud.token("admin"))
     assert stopped.status_code == 202

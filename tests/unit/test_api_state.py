@@ -27,7 +27,8 @@ def server(**values: Any) -> Any:
 
 def move(*segments: dict[str, Any], **values: Any) -> Any:
     row = {
-        "kind": Kind.MIGRATION, "segments": list(segments or (COLD,)), "segment": max(len(segments) - 1, 0), "open": True,
+        "kind": Kind.MIGRATION, "segments": list(segments or (COLD,)), "segment": max(len(segments) - 1, 0),
+        "open": True,
         "was_running": True, "window_open": False, "verdict": None, "fence": None, "action": None, "cancelled": False,
         "outcome": None, "finished_at": None, "updated_at": 1.0,
     }  # fmt: skip
@@ -55,7 +56,8 @@ CASES: list[tuple[str, Any, Any, dict[str, Mark], tuple[str, str | None, str]]] 
     ("is copied", STOPPED, move(), {"stop_guest": DONE}, ("active", "resize_migrating", "RESIZE")),
     ("is copied, was off", STOPPED, move(was_running=False), {"stop_guest": DONE},
      ("stopped", "resize_migrating", "RESIZE")),
-    ("changed hands", STOPPED, move(), {"stop_guest": DONE, "hand_over": DONE}, ("active", "resize_migrated", "RESIZE")),
+    ("changed hands", STOPPED, move(), {"stop_guest": DONE, "hand_over": DONE},
+     ("active", "resize_migrated", "RESIZE")),
     ("starts there", STOPPED, move(), {"stop_guest": DONE, "hand_over": DONE, "start_guest": Mark.DOING},
      ("active", "resize_finish", "RESIZE")),
     ("is back at the source", server(), move(), {"claim": DONE, "stop_guest": Mark.UNDONE},
@@ -79,7 +81,9 @@ CASES: list[tuple[str, Any, Any, dict[str, Mark], tuple[str, str | None, str]]] 
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("row", "open_move", "marks", "expected"), [case[1:] for case in CASES], ids=[c[0] for c in CASES])
+@pytest.mark.parametrize(
+    ("row", "open_move", "marks", "expected"), [case[1:] for case in CASES], ids=[c[0] for c in CASES]
+)
 def test_a_server_that(row: Any, open_move: Any, marks: dict[str, Mark], expected: tuple[str, str | None, str]) -> None:
     state: State = derive(Situation(row, open_move, marks))
     assert (state.vm, state.task, state.status) == expected

@@ -110,11 +110,11 @@ def test_no_host_tells_which_filter_refused_each(cloud: Stub, run: Run) -> None:
         {"host": "h1", "filter": "NotSource", "reason": "It is the source."},
         {"host": "h2", "filter": "Room", "reason": "Memory: 4096 MiB needed, 128 MiB free."},
     ]
-    ended = migration(status="error", outcome="error", reason="No valid host was found.", refusals=refusals)
+    ended = migration(status="error", outcome="error", targets=[], refusals=refusals)
     cloud.story = [ended | {"segments": [{"protocol": "cold", "version": 1, "attempts": []}]}]
     result = run("migrate", "vm1", "--watch")
     assert result.exit_code == 1
-    assert "ended in error; vm1 is on h1 as it was. No valid host was found." in result.stderr
+    assert "ended in error; vm1 is on h1 as it was. No host could take it:" in result.stderr
     assert "h2  Room: Memory: 4096 MiB needed, 128 MiB free." in result.stderr
 
 
@@ -193,3 +193,14 @@ def test_whimbrels_own_endpoint_may_stand_in_the_catalog(cloud: Stub, run: Run) 
     result = run("servers")
     assert result.exit_code == 2
     assert "no public compute endpoint" in result.stderr
+
+
+def test_hosts_show_the_room_that_is_left_and_why_one_is_disabled(cloud: Stub, run: Run) -> None:
+    room = {"vcpus": 8, "ram_mb": 4096, "disk_gb": 40}
+    cloud.hosts = [
+        {"name": "h1", "address": "10.0.0.1", "state": "up", "enabled": False, "disabled_reason": "new disks",
+         "limit": room, "claimed": dict.fromkeys(room, 2), "guests": 2, "heard_at": "2026-01-01T00:00:00Z"}
+    ]  # fmt: skip
+    row = run("hosts").output.splitlines()[1]
+    for text in ("up, disabled", "2 of 4096", "new disks"):
+        assert text in row

@@ -317,8 +317,8 @@ async def test_tags(cloud: Cloud) -> None:
 async def test_lists_are_narrowed_sorted_and_paged(cloud: Cloud) -> None:
     made = {}
     for number, name in enumerate(("b", "a", "c", "a%")):
-        fields: dict[str, Any] = {"tags": [f"t{number}", "all"], "flavour": name, "min_ram": number, "os_hidden": name == "a%"}
-        made[name] = (await make(cloud, name=name, **fields))["id"]
+        fields: dict[str, Any] = {"tags": [f"t{number}", "all"], "flavour": name, "min_ram": number}
+        made[name] = (await make(cloud, name=name, os_hidden=name == "a%", **fields))["id"]
     alice = cloud.token("alice")
 
     async def names(query: str, status: int = 200) -> list[str]:

@@ -117,6 +117,8 @@ def _perform(out: Console, directory: Path) -> bool:
             source, target = _hosts(lab, cloud, server)
             with _act(out, f"It boots on {source} and writes"):
                 _expect_records(witness, source, 0)
+                if witness.newest(source).ballast is None:
+                    raise Unavailable("The guest has not taken its user data, so there is nothing of size to move.")
             legs = [_there(out, cloud, witness, (source, target))]
             legs += [_and_back(out, cloud, witness, (target, source))]
     _summary(out, legs, clock.monotonic() - began)

@@ -93,14 +93,17 @@ class Lines(Quiet):
     """One line for each change of a step, and one each few seconds for the bytes."""
 
     def __init__(self) -> None:
+        self._heading = ""
         self._began_at: int | None = None
         self._marks: dict[tuple[int, int, str], str | None] = {}
         self._progress_at = 0.0
 
     def show(self, migration: Migration) -> None:
         """Print what is new in this state."""
+        if self._heading != heading(migration):  # a target is chosen, or another one
+            self._heading = heading(migration)
+            click.echo(self._heading)
         if self._began_at is None:
-            click.echo(heading(migration))
             self._began_at = migration.segment
         for index, segment in enumerate(migration.segments[self._began_at :]):
             for attempt in segment.attempts:
@@ -172,7 +175,7 @@ class Board:
 
     def _bar(self, step: Step, progress: Progress | None) -> RenderableType:
         if progress is None or progress.step != step.step or not progress.total:
-            self._spinner.update(text=Text(f"{step.step}: {step.why}", "dim"))
+            self._spinner.update(text=Text(f"{step.step}: {step.why}", "dim", no_wrap=True, overflow="ellipsis"))
             return self._spinner
         row = Table.grid(padding=(0, 2, 0, 0))
         bar = ProgressBar(total=progress.total, completed=progress.done, width=BAR_WIDTH)

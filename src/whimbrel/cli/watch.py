@@ -78,8 +78,9 @@ def _told(migration: Migration) -> list[str]:
         case Outcome.ERROR | Outcome.CANCELLED:
             ending = "was cancelled" if migration.outcome == Outcome.CANCELLED else "ended in error"
             place = f" on {migration.source}" if migration.source else ""
-            lines = [f"Migration {number} {ending}; {name} is{place} as it was. {migration.reason or ''}".rstrip()]
-            return lines + refusal_lines(migration.refusals)
+            refused = refusal_lines(migration.refusals) if not migration.targets else []
+            reason = "No host could take it:" if refused else migration.reason or ""
+            return [f"Migration {number} {ending}; {name} is{place} as it was. {reason}".rstrip(), *refused]
         case str():
             return [f"Done: {migration.action or migration.kind} of {name}."]
     if migration.needs_fence:

@@ -32,7 +32,10 @@ class Record:
 
 @dataclass
 class Boot:
-    """What one boot said: the records that it found (total, intact, torn, bad, last), and those that it wrote."""
+    """What one boot said: the records that it found (total, intact, torn, bad, last), and those it wrote.
+
+    `ballast` is the bulk of the data behind them: `mib` of it, `bad` of them damaged.
+    """
 
     found: dict[str, int]
     ballast: dict[str, int] | None = None
@@ -45,7 +48,13 @@ class Boot:
         whole = self.found["torn"] == 0 and self.found["bad"] == 0 and self.found["intact"] == self.found["total"]
         complete = before.last is not None and self.found["last"] >= before.last.number
         goes_on = self.first is not None and self.first.number == self.found["last"] + 1
-        return whole and complete and goes_on and (self.ballast is None or self.ballast["bad"] == 0)
+        return whole and complete and goes_on and self._holds_ballast_of(before)
+
+    def _holds_ballast_of(self, before: Boot) -> bool:
+        """Return whether the bulk of the data is here and whole, if there was any."""
+        if before.ballast is None:
+            return True
+        return self.ballast is not None and (self.ballast["mib"], self.ballast["bad"]) == (before.ballast["mib"], 0)
 
 
 class Console:

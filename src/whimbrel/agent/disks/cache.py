@@ -9,11 +9,11 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from whimbrel.agent.directories import free_bytes, sync_directory
-from whimbrel.agent.disks.fetch import from_store
+from whimbrel.agent.disks.fetch import Blocks, from_store
 from whimbrel.agent.disks.frames import SHA256
 from whimbrel.agent.disks.qcow2 import refuse_references
 from whimbrel.domain.errors import Cancelled, StepError, TimedOut
@@ -27,7 +27,7 @@ class ImageCache:
     def __init__(self, host: str, directory: Path) -> None:
         self._host, self._directory = host, directory
 
-    def link(self, image: Image, path: Path, source: Iterator[bytes] | None, control: Control) -> None:
+    def link(self, image: Image, path: Path, source: Blocks | None, control: Control) -> None:
         """Make `path` a link to the image's file, fetched first if this host lacks it.
 
         It is fetched from the image store or else from `source`. Raise StepError naming host, image and reasons.
@@ -59,7 +59,7 @@ class ImageCache:
         finally:
             os.close(descriptor)
 
-    def _fetch(self, image: Image, kept: Path, source: Iterator[bytes] | None, control: Control) -> None:
+    def _fetch(self, image: Image, kept: Path, source: Blocks | None, control: Control) -> None:
         """Try one place after the other; what arrives counts when its content is the one that was asked for."""
         free = free_bytes(self._directory)
         if free < image.size_bytes:
@@ -86,10 +86,10 @@ class ImageCache:
             part.unlink(missing_ok=True)
         raise self._missing(image, reasons)
 
-    def _save(self, image: Image, part: Path, place: Iterator[bytes], control: Control) -> None:
+    def _save(self, image: Image, part: Path, place: Blocks, control: Control) -> None:
         """Write the image to `part`, synced."""
         digest, done = hashlib.sha256(), 0
-        with part.open("wb") as file:
+        with closing(place), part.open("wb") as file:
             for block in place:
                 control.check()
                 done += len(block)

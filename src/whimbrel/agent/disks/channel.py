@@ -15,7 +15,7 @@ from pathlib import Path
 
 from whimbrel.agent.directories import HostDirectories, in_words
 from whimbrel.agent.disks.extents import allocated
-from whimbrel.agent.disks.fetch import from_host
+from whimbrel.agent.disks.fetch import Blocks, from_host
 from whimbrel.agent.disks.frames import COMMAND, CONFIG_DRIVE, VERSION
 from whimbrel.agent.disks.session import Children, Session
 from whimbrel.domain.errors import StepError, TimedOut
@@ -192,7 +192,7 @@ class SshChannels:
             session.end()
             raise
 
-    def base_image(self, order: Order) -> Iterator[bytes] | None:
+    def base_image(self, order: Order) -> Blocks | None:
         """Read the server's base image from its source; None when this host is the source or there is none."""
         source, target = order.work.source, order.work.target
         if source is None or target is None or source.host == target.host or order.work.image is None:

@@ -7,9 +7,10 @@ import select
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator
 from urllib.parse import urlsplit
 
+from whimbrel.agent.disks.frames import NOT_HERE
 from whimbrel.agent.disks.refusals import explain
 from whimbrel.domain.errors import StepError
 from whimbrel.migration.messages import Place
@@ -19,11 +20,14 @@ SILENCE = 15.0
 
 BLOCK = 1 << 20
 
+Blocks = Generator[bytes, None, None]
+"""An image in pieces; closing it ends what brings it."""
+
 # The image store is named in the order; a proxy of the agent's environment has no part in it.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-def from_store(url: str) -> Iterator[bytes]:
+def from_store(url: str) -> Blocks:
     """Read from the image store; raise StepError with the reason, without the ticket, which is a secret."""
     parts = urlsplit(url)
     public = f"{parts.scheme}://{parts.netloc}{parts.path}"
@@ -39,7 +43,7 @@ def from_store(url: str) -> Iterator[bytes]:
         raise StepError(f"{public} cannot be reached: {getattr(error, 'reason', error)}") from error
 
 
-def from_host(argv: list[str], source: Place, here: Place) -> Iterator[bytes]:
+def from_host(argv: list[str], source: Place, here: Place) -> Blocks:
     """Read what a command on the source writes; raise StepError with the reason."""
     child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
     assert child.stdout and child.stderr
@@ -54,7 +58,10 @@ def from_host(argv: list[str], source: Place, here: Place) -> Iterator[bytes]:
                 break
             yield block
         complaints = child.stderr.read()
-        if child.wait(SILENCE):
+        code = child.wait(SILENCE)
+        if code == NOT_HERE:
+            raise StepError(f"{source.host} does not hold it")
+        if code:
             raise StepError(explain(complaints.decode(errors="replace"), here, source).rstrip("."))
     except subprocess.TimeoutExpired as error:
         raise StepError(f"the channel from {source.host} does not close") from error

@@ -34,6 +34,9 @@ MESSAGE_LIMIT = 1 << 16
 COMMAND = "whimbrel-receive"
 """What a client asks sshd for; with ` base <sha256>` behind it, the target's end writes that base image and leaves."""
 
+NOT_HERE = 3
+"""The exit code of the target's end when it does not have the base image."""
+
 CACHE = "_base"
 """The directory of base images, beside the servers' directories."""
 

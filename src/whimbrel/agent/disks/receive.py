@@ -30,6 +30,7 @@ from whimbrel.agent.disks.frames import (
     HEADER,
     MESSAGE,
     MESSAGE_LIMIT,
+    NOT_HERE,
     RECEIVED,
     SHA256,
     VERSION,
@@ -250,7 +251,7 @@ def write_base(root: Path, sha256: str) -> None:
     """Write a base image of this host to standard output, for a host that is to take over one of its servers."""
     path = root / CACHE / sha256
     if not path.is_file():
-        sys.exit(f"{path} is not here")
+        sys.exit(NOT_HERE)
     with path.open("rb") as file:
         while os.sendfile(1, file.fileno(), None, BLOCK):  # None: from where the file stands
             pass

@@ -22,6 +22,10 @@ ASK_AGAIN = 4.0
 """Seconds between two requests to shut down: a guest that is still booting does not hear the first."""
 
 LOOK_AGAIN = 0.05
+
+LOOK_LIMIT = 6.0
+"""Seconds for a mere look at a guest: a heartbeat must not be late because libvirtd hangs."""
+
 ALIVE = (PowerState.RUNNING, PowerState.PAUSED)
 
 
@@ -40,7 +44,7 @@ class LibvirtGuests:
             domain = _find(connection, server)
             return None if domain is None else (domain.state()[0], bool(domain.isActive()))
 
-        found = self._hypervisor.call(f"tell the state of server {server}", look)
+        found = self._hypervisor.call(f"tell the state of server {server}", look, LOOK_LIMIT)
         if found is not None and found[1]:
             return _power_state(found[0])
         holders = list(qemu_processes(server))
@@ -59,7 +63,9 @@ class LibvirtGuests:
 
     def version(self) -> int:
         """Return QEMU's version as libvirt counts it, 7002022 for 7.2.22."""
-        version: int = self._hypervisor.call("tell QEMU's version", lambda connection: connection.getVersion())
+        version: int = self._hypervisor.call(
+            "tell QEMU's version", lambda connection: connection.getVersion(), LOOK_LIMIT
+        )
         return version
 
     def compose(self, order: Order) -> tuple[str, list[str]]:

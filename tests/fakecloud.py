@@ -1,4 +1,4 @@
-"""A cloud without hypervisors on loopback: RabbitMQ, a controller and one process per agent, for the control plane alone."""
+"""A cloud without hypervisors on loopback: RabbitMQ, a controller and one process per agent."""
 
 from __future__ import annotations
 
@@ -10,14 +10,24 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
 import yaml
 
+from whimbrel.lab import guest
 from whimbrel.lab.broker import Broker
+from whimbrel.lab.seed import Seeder
+
+PERSONAS = {
+    "admin": ("admin", ["admin"]),
+    "demo": ("demo", ["member"]),
+    "manager": ("demo", ["manager", "member"]),
+    "reader": ("demo", ["reader"]),
+    "other": ("other", ["member"]),
+}
+"""User to project and roles."""
 
 
 def free_port() -> int:
@@ -66,22 +76,31 @@ class FakeCloud:
         controller = self._settings(url)
         self.broker.start(deadline=60)
         self._run("db", "upgrade", "--config", str(controller))
-        users = [{"name": "admin", "password": self._password, "project": "admin", "roles": ["admin"]}]
         network = {"name": "private", "cidr": "10.98.0.0/22", "mtu": 1500}
-        bootstrap = {"projects": ["admin"], "users": users, "network": network}
+        users = [
+            {"name": name, "password": self._password, "project": project, "roles": roles}
+            for name, (project, roles) in PERSONAS.items()
+        ]
+        bootstrap = {"projects": ["admin", "demo", "other"], "users": users, "network": network}
         (self.dir / "bootstrap.json").write_text(json.dumps(bootstrap))
         self._run("bootstrap", "--config", str(controller), "--file", str(self.dir / "bootstrap.json"))
-        auth = {
-            "auth_url": f"{url}/identity/v3",
-            "username": "admin",
-            "password": self._password,
-            "project_name": "admin",
-        }
-        self.clouds_yaml.write_text(yaml.safe_dump({"clouds": {"admin": {"auth": auth}}}))
+        clouds = {name: self._cloud(url, name, project) for name, (project, _) in PERSONAS.items()}
+        self.clouds_yaml.write_text(yaml.safe_dump({"clouds": clouds}))
         self._spawn("controller", controller)
         for number in range(1, self._hosts + 1):
             self._spawn("agent", self._agent(number), name=f"agent{number}")
-        self._seed()
+        self._seed(url)
+
+    def _cloud(self, url: str, user: str, project: str) -> dict[str, object]:
+        auth = {
+            "auth_url": f"{url}/identity/v3",
+            "username": user,
+            "password": self._password,
+            "project_name": project,
+            "user_domain_name": "Default",
+            "project_domain_name": "Default",
+        }
+        return {"auth": auth, "region_name": "RegionOne", "identity_api_version": 3}
 
     def _settings(self, url: str) -> Path:
         text = f"""
@@ -113,7 +132,7 @@ host = "h{number}"
 address = "127.0.0.1"
 hypervisor = "fake"
 instances_dir = "{home}/instances"
-state_dir = "{home}/state"
+state_dir = "{self.dir}/state/h{number}"
 run_dir = "{home}/run"
 vcpus = 100
 ram_mb = 100000
@@ -136,21 +155,9 @@ heartbeat_interval = 2
         self._processes.append(process)
         self.pids[name or role] = process.pid
 
-    def _seed(self) -> None:
-        from benchmarks.cloud import Cloud
-
-        end = time.monotonic() + 60
-        while True:
-            try:
-                cloud = Cloud(self.clouds_yaml)
-                up = [s for s in cloud.get("/os-services")["services"] if s["state"] == "up"]
-                if len([s for s in up if s["binary"] == "nova-compute"]) == self._hosts:
-                    break
-            except Exception as error:  # whatever it is: not up yet, and the deadline decides
-                if time.monotonic() > end:
-                    raise TimeoutError(f"the cloud did not come up: {error}") from error
-            time.sleep(0.2)
-        body = {"name": "tiny", "disk_format": "raw", "container_format": "bare", "visibility": "public"}
-        image = cloud.http.post("/image/v2/images", json=body).json()["id"]
-        headers = {"Content-Type": "application/octet-stream"}
-        cloud.http.put(f"/image/v2/images/{image}/file", content=bytes(1 << 20), headers=headers).raise_for_status()
+    def _seed(self, url: str) -> None:
+        with Seeder(url, self.clouds_yaml) as seeder:
+            seeder.wait_for_api()
+            seeder.upload_image(guest.image())
+            seeder.make_flavors()
+            seeder.wait_for_agents([f"h{number}" for number in range(1, self._hosts + 1)])

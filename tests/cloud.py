@@ -1,0 +1,388 @@
+"""A lab's cloud as its users and its hosts see it: the driver of the tests on real guests.
+
+Requests go through the public API. What became of them is looked at on the hosts themselves, from outside: the
+consoles that the guests wrote, the hypervisor's list, the processes, the files, the taps. The database is only read.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+from time import monotonic
+from typing import Any
+
+import httpx2
+import yaml
+from sqlalchemy import select
+
+from whimbrel.lab import Lab
+from whimbrel.lab.configs import INSTANCES_DIR
+from whimbrel.lab.processes import members
+from whimbrel.ops import settings
+from whimbrel.store.engine import Store
+from whimbrel.store.tables import claims, debts, migrations
+
+DEADLINE = 90.0
+"""Seconds for whatever must come; generous, because the machine that runs the tests may be busy."""
+
+LOOK = 0.05
+VERSION = {"OpenStack-API-Version": "compute 2.95"}
+
+_VERIFY = re.compile(r"WRITER VERIFY total=(\d+) intact=(\d+) torn=(\d+) bad=(\d+) last=(\d+) boot=(\d+)")
+_RECORD = re.compile(r"WRITER seq=(\d+) ")
+_FAULT = re.compile(r"WRITER (?:FAIL|FATAL).*|WRITER FILL .*bad=[1-9].*|WRITER DISK2 .*bad=[1-9].*")
+
+Json = dict[str, Any]
+
+
+def wait_for(what: str, look: Callable[[], Any], deadline: float = DEADLINE) -> Any:
+    """Return the first true answer of `look`; fail with `what` did not come."""
+    end, pause = monotonic() + deadline, Event()
+    while not (found := look()):
+        assert monotonic() < end, f"waited {deadline:g} s for {what}"
+        pause.wait(LOOK)
+    return found
+
+
+@dataclass(frozen=True)
+class Boot:
+    """What one boot of a guest said: the records that it found whole and its last one, and those that it wrote."""
+
+    text: str
+    found: Mapping[str, int]
+    first: int
+    last: int
+
+
+def boots_of(text: str) -> list[Boot]:
+    """Split a console into the boots that got as far as verifying the disk."""
+    starts = [match.start() for match in _VERIFY.finditer(text)]
+    boots = []
+    for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
+        part = text[start:end]
+        numbers = [int(number) for number in _RECORD.findall(part)]
+        verify = _VERIFY.match(part)
+        assert verify is not None
+        names = ("total", "intact", "torn", "bad", "last", "boot")
+        found = dict(zip(names, map(int, verify.groups()), strict=True))
+        boots.append(Boot(part, found, min(numbers, default=0), max(numbers, default=0)))
+    return boots
+
+
+@dataclass
+class Server:
+    """One server with a guest that verifies itself."""
+
+    cloud: Cloud
+    id: str
+    promised: int = 0
+    """The number of the newest record that the guest has called durable, of those that the server still owes."""
+
+    # --- what a user does -----------------------------------------------------------------------
+
+    def show(self) -> Json:
+        """Return the server as the API shows it to its administrator."""
+        shown: Json = self.cloud.get(f"/servers/{self.id}")["server"]
+        return shown
+
+    def act(self, action: str, body: Any = None) -> None:
+        """Ask for an action."""
+        self.cloud.post(f"/servers/{self.id}/action", {action: body})
+
+    def migrate(self, host: str | None = None) -> None:
+        """Ask for a cold migration, to this host or to any."""
+        self.act("migrate", {"host": host} if host else None)
+
+    def resize(self, flavor: str) -> None:
+        """Ask for a resize to the flavor of this name."""
+        self.act("resize", {"flavorRef": self.cloud.flavor(flavor)})
+
+    def confirm(self) -> None:
+        """Give up the source's copy, and wait until that is done."""
+        self.act("confirmResize")
+        self.wait("ACTIVE", "SHUTOFF")
+
+    def revert(self) -> None:
+        """Give up the target's copy and what was written there, and wait until that is done."""
+        (sealed,) = [copy for copy in self.copies() if ".sealed-" in copy.parent.name]
+        self.promised = max(boot.last for boot in boots_of(read(sealed)))
+        self.act("revertResize")
+        self.wait("ACTIVE", "SHUTOFF")
+
+    def delete(self) -> None:
+        """Delete the server and wait until it is gone."""
+        self.cloud.delete(f"/servers/{self.id}")
+        wait_for(f"server {self.id} to go", lambda: self.cloud.is_gone(f"/servers/{self.id}"))
+
+    def wait(self, *states: str, deadline: float = DEADLINE) -> Json:
+        """Wait until the server rests in one of these states; return it as it is shown then."""
+
+        def rests() -> Json | None:
+            shown = self.show()
+            return shown if shown["status"] in states and shown["OS-EXT-STS:task_state"] is None else None
+
+        try:
+            found: Json = wait_for(f"server {self.id} to be {' or '.join(states)}", rests, deadline)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; it is {self.show()['status']}\n{self.told()}") from None
+        return found
+
+    # --- what is written down ----------------------------------------------------------------------
+
+    def migration(self) -> Json:
+        """Return Whimbrel's own document of the newest migration that moves the server."""
+        rows: list[Json] = self.cloud.get("/v1/migrations", root="whimbrel", server=self.id)["migrations"]
+        return next(row for row in rows if row["kind"] in ("migration", "resize"))
+
+    def steps(self) -> dict[str, Json]:
+        """Return the rows of the newest segment's last attempt by name."""
+        return {row["step"]: row for row in self.migration()["segments"][-1]["attempts"][-1]["steps"]}
+
+    def fact(self, step: str, name: str) -> Any:
+        """Return what the journal noted at a step of the last move."""
+        return self.cloud.noted(self.migration()["id"], step).get(name)
+
+    def at_step(self, step: str, *marks: str) -> None:
+        """Wait until the step of the last move has one of these marks."""
+        wait_for(f"step {step} of server {self.id}", lambda: self.steps().get(step, {}).get("mark") in marks)
+
+    def reason(self) -> str:
+        """Return why the last move ended as it did; the same words must stand in the server's instance action."""
+        reason = str(self.migration()["reason"])
+        actions = self.cloud.get(f"/servers/{self.id}/os-instance-actions")["instanceActions"]
+        newest = next(row for row in actions if row["action"] in ("migrate", "resize"))
+        shown = self.cloud.get(f"/servers/{self.id}/os-instance-actions/{newest['request_id']}")["instanceAction"]
+        assert shown["message"] == "Error", shown
+        assert any(reason in str(event["details"]) for event in shown["events"]), (reason, shown)
+        return reason
+
+    def told(self) -> str:
+        """Return the whole story for a test that failed."""
+        lines = []
+        for row in self.cloud.get("/v1/migrations", root="whimbrel", server=self.id)["migrations"]:
+            lines.append(f"{row['id']} {row['kind']} {row['source']}->{row['target']} {row['outcome']} {row['reason']}")
+            for segment in row["segments"]:
+                for attempt in segment["attempts"]:
+                    marked = [step for step in attempt["steps"] if step["mark"]]
+                    keys = ("step", "host", "mark", "tries", "undo_tries", "seconds", "reason")
+                    lines += ["  " + " ".join(str(step.get(key)) for key in keys) for step in marked]
+        return "\n".join(lines)
+
+    # --- what the guest says -----------------------------------------------------------------------
+
+    def copies(self) -> list[Path]:
+        """Return every console of the server that any host keeps, under whatever name its directory has now."""
+        return [
+            console
+            for host in self.cloud.lab.hosts
+            for console in self.cloud.instances(host).glob(f"{self.id}*/console.log")
+        ]
+
+    def boots(self, host: str) -> list[Boot]:
+        """Return the boots on the console that is live on a host."""
+        return boots_of(read(self.cloud.instances(host) / self.id / "console.log"))
+
+    def wait_to_write(self, host: str, boots: int = 1) -> Boot:
+        """Wait until the guest has verified its disk on this host and writes again; return its newest boot."""
+
+        def writing() -> Boot | None:
+            found = self.boots(host)
+            return found[-1] if len(found) >= boots and found[-1].last else None
+
+        try:
+            boot: Boot = wait_for(f"server {self.id} to write on {host}", writing)
+        except AssertionError as error:
+            consoles = "\n".join(f"{path}:\n{read(path)[-1500:]}" for path in self.copies())
+            raise AssertionError(f"{error}\n{self.told()}\n{consoles}") from None
+        return boot
+
+    def assert_nothing_lost(self, host: str) -> None:
+        """The guest runs on this host only, and its newest boot found every record that any copy calls durable."""
+        self.wait_to_write(host)
+        assert self.cloud.runners(self.id) == [host]
+        live = self.cloud.instances(host) / self.id / "console.log"
+        boot = boots_of(read(live))[-1]
+        for copy in self.copies():
+            boots = boots_of(read(copy))
+            before = boots[:-1] if copy == live else boots
+            self.promised = max([self.promised, *(boot.last for boot in before)])
+        found = boot.found
+        assert found["intact"] == found["total"] == found["last"], boot.text[:500]
+        assert found["torn"] == found["bad"] == 0, boot.text[:500]
+        assert found["last"] >= self.promised, f"record {self.promised} was durable, {found['last']} is the last"
+        assert boot.first == found["last"] + 1
+        assert not _FAULT.search(boot.text), boot.text[:500]
+        assert self.promised or found["boot"] == 1, "there was nothing to lose"
+
+
+@dataclass
+class Cloud:
+    """The administrator's view of a lab."""
+
+    lab: Lab
+    servers: list[Server] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.http = httpx2.Client(base_url=self.lab.api_url, timeout=30, trust_env=False)
+        conf = settings.load(self.lab.dir / "controller.toml")
+        assert conf.database is not None
+        self._store = Store(conf.database.url)
+        self.log_in()
+
+    def close(self) -> None:
+        """Let go of the API and of the database."""
+        self.http.close()
+        self._store.dispose()
+
+    # --- the API -----------------------------------------------------------------------------------
+
+    def log_in(self) -> None:
+        """Get a token."""
+        auth = yaml.safe_load(self.lab.clouds_yaml.read_text())["clouds"]["admin"]["auth"]
+        domain = {"name": "Default"}
+        user = {"name": auth["username"], "password": auth["password"], "domain": domain}
+        body = {
+            "identity": {"methods": ["password"], "password": {"user": user}},
+            "scope": {"project": {"name": auth["project_name"], "domain": domain}},
+        }
+        answer = self.http.post("/identity/v3/auth/tokens", json={"auth": body}).raise_for_status()
+        self.http.headers["X-Auth-Token"] = answer.headers["X-Subject-Token"]
+
+    def get(self, path: str, *, root: str = "compute/v2.1", **query: Any) -> Any:
+        """GET a path of the compute API, or of another one."""
+        return self.http.get(f"/{root}{path}", params=query, headers=VERSION).raise_for_status().json()
+
+    def post(self, path: str, body: Json) -> Any:
+        """POST to a path of the compute API."""
+        answer = self.http.post(f"/compute/v2.1{path}", json=body, headers=VERSION)
+        assert answer.is_success, answer.text
+        return answer.json() if answer.content else None
+
+    def delete(self, path: str) -> None:
+        """DELETE a path of the compute API."""
+        self.http.delete(f"/compute/v2.1{path}", headers=VERSION).raise_for_status()
+
+    def is_gone(self, path: str) -> bool:
+        """Return whether a path of the compute API answers 404."""
+        return self.http.get(f"/compute/v2.1{path}", headers=VERSION).status_code == 404
+
+    def flavor(self, name: str, **size: int) -> str:
+        """Return the id of the flavor of this name, made with this size if it is not there."""
+        for row in self.get("/flavors")["flavors"]:
+            if row["name"] == name:
+                return str(row["id"])
+        return str(self.post("/flavors", {"flavor": {"name": name, **size}})["flavor"]["id"])
+
+    def image(self) -> Json:
+        """Return the guest's image."""
+        found: Json = self.get("/images", root="image/v2")["images"][0]
+        return found
+
+    def create(self, user_data: str = "", *, flavor: str = "small", host: str | None = None) -> Server:
+        """Create a server, on this host if one is named, and wait until its guest writes."""
+        network = self.get("/networks", root="network/v2.0")["networks"][0]
+        body: Json = {
+            "name": f"guest-{len(self.servers) + 1}",
+            "imageRef": self.image()["id"],
+            "flavorRef": self.flavor(flavor),
+            "networks": [{"uuid": network["id"]}],
+            "user_data": base64.b64encode(f"writer.interval_ms=50\n{user_data}".encode()).decode(),
+        }
+        if host is not None:
+            body["host"] = host
+        server = Server(self, self.post("/servers", {"server": body})["server"]["id"])
+        self.servers.append(server)
+        server.wait_to_write(server.wait("ACTIVE")["OS-EXT-SRV-ATTR:host"])
+        return server
+
+    # --- the database, read only -------------------------------------------------------------------
+
+    def noted(self, migration: int, step: str) -> Json:
+        """Return the facts of a step in the journal, newest segment and attempt first."""
+        from whimbrel.store.tables import journal
+
+        query = (
+            select(journal.c.facts)
+            .where(journal.c.migration_id == migration, journal.c.step == step)
+            .order_by(journal.c.segment.desc(), journal.c.attempt.desc())
+            .limit(1)
+        )
+        facts: Json = self._store.read_now(lambda tx: tx.execute(query).scalar_one())
+        return facts
+
+    def books(self) -> tuple[list[tuple[str, str, int, int, int]], int, int]:
+        """Return the claims (server, host, vcpus, MiB, GiB), and how many debts and migrations are open."""
+
+        def read(tx: Any) -> Any:
+            rows = tx.execute(select(claims).order_by(claims.c.server_id)).all()
+            unpaid = tx.execute(select(debts.c.id).where(debts.c.paid_at.is_(None))).all()
+            unfinished = tx.execute(select(migrations.c.id).where(migrations.c.open)).all()
+            taken = [(row.server_id, row.host, row.vcpus, row.ram_mb, row.disk_gb) for row in rows]
+            return taken, len(unpaid), len(unfinished)
+
+        found: tuple[list[tuple[str, str, int, int, int]], int, int] = self._store.read_now(read)
+        return found
+
+    # --- the hosts ---------------------------------------------------------------------------------
+
+    def instances(self, host: str) -> Path:
+        """Return where a host keeps its servers, through its own eyes while it is up."""
+        one = self.lab.host(host)
+        return Path(f"/proc/{one.pid}/root{INSTANCES_DIR}") if one.pid else one.dir / "instances"
+
+    def processes(self, host: str) -> list[str]:
+        """Return the command lines of all processes on a host."""
+        found = []
+        for pid, _ in members(self.lab.host(host).pid or 0):
+            with contextlib.suppress(OSError):
+                found.append(Path(f"/proc/{pid}/cmdline").read_text(errors="replace").replace("\0", " "))
+        return found
+
+    def runners(self, server: str) -> list[str]:
+        """Return the hosts on which a process holds the server's disks."""
+        return [
+            host
+            for host in self.lab.hosts
+            if any("qemu-system" in line and server in line for line in self.processes(host))
+        ]
+
+    def other(self, host: str) -> str:
+        """Return the host that is not this one."""
+        return next(name for name in self.lab.hosts if name != host)
+
+    def leftovers(self, host: str, here: set[str], running: set[str]) -> list[str]:
+        """Return what is on a host beside these servers and their guests; the caches of base images may stay."""
+        found = []
+        names = {path.name for path in self.instances(host).iterdir()} - {"_base"}
+        found += [f"file {name}" for name in names ^ here]
+        base = self.instances(host) / "_base"
+        if base.exists():
+            found += [f"file {path.name}" for path in base.iterdir() if path.suffix not in ("", ".lock")]
+        one = self.lab.host(host)
+        domains = set(one.exec(["virsh", "list", "--all", "--uuid"]).stdout.split())
+        found += [f"domain {name}" for name in domains ^ here]
+        lines = self.processes(host)
+        guests = {name for name in here | running for line in lines if "qemu-system" in line and name in line}
+        found += [f"guest {name}" for name in guests ^ running]
+        found += [line for line in lines if re.search(r"disks\.receive|^ssh |qemu-img|genisoimage", line)]
+        taps = one.exec(["ip", "-brief", "link"]).stdout
+        count = len(re.findall(r"^(?:vnet|tap)", taps, re.M))
+        found += [f"{count} taps"] if count != len(running) else []
+        return found
+
+    def assert_tidy(self, *, stopped: tuple[Server, ...] = (), **where: Server) -> None:
+        raise NotImplementedError
+
+
+def read(path: Path) -> str:
+    """Return a console's whole lines; nothing if it is not there."""
+    try:
+        text = path.read_text(errors="replace")
+    except OSError:
+        return ""
+    return text[: text.rfind("\n") + 1]
