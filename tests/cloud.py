@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from whimbrel.lab.configs import INSTANCES_DIR
 from whimbrel.lab.processes import members
 from whimbrel.ops import settings
 from whimbrel.store.engine import Store
-from whimbrel.store.tables import claims, debts, migrations
+from whimbrel.store.tables import claims, debts, journal, migrations
 
 DEADLINE = 90.0
 """Seconds for whatever must come; generous, because the machine that runs the tests may be busy."""
@@ -74,7 +75,7 @@ def boots_of(text: str) -> list[Boot]:
     return boots
 
 
-@dataclass
+@dataclass(eq=False)
 class Server:
     """One server with a guest that verifies itself."""
 
@@ -237,7 +238,7 @@ class Cloud:
     def close(self) -> None:
         """Let go of the API and of the database."""
         self.http.close()
-        self._store.dispose()
+        self._store.close()
 
     # --- the API -----------------------------------------------------------------------------------
 
@@ -304,8 +305,6 @@ class Cloud:
 
     def noted(self, migration: int, step: str) -> Json:
         """Return the facts of a step in the journal, newest segment and attempt first."""
-        from whimbrel.store.tables import journal
-
         query = (
             select(journal.c.facts)
             .where(journal.c.migration_id == migration, journal.c.step == step)
@@ -330,6 +329,10 @@ class Cloud:
 
     # --- the hosts ---------------------------------------------------------------------------------
 
+    def other(self, host: str) -> str:
+        """Return the host that is not this one."""
+        return next(name for name in self.lab.hosts if name != host)
+
     def instances(self, host: str) -> Path:
         """Return where a host keeps its servers, through its own eyes while it is up."""
         one = self.lab.host(host)
@@ -340,43 +343,101 @@ class Cloud:
         found = []
         for pid, _ in members(self.lab.host(host).pid or 0):
             with contextlib.suppress(OSError):
-                found.append(Path(f"/proc/{pid}/cmdline").read_text(errors="replace").replace("\0", " "))
+                found.append(Path(f"/proc/{pid}/cmdline").read_text(errors="replace").replace("\0", " ").strip())
         return found
 
     def runners(self, server: str) -> list[str]:
         """Return the hosts on which a process holds the server's disks."""
-        return [
-            host
-            for host in self.lab.hosts
-            if any("qemu-system" in line and server in line for line in self.processes(host))
-        ]
+        lines = {host: self.processes(host) for host in self.lab.hosts}
+        return [host for host in lines if any("qemu-system" in line and server in line for line in lines[host])]
 
-    def other(self, host: str) -> str:
-        """Return the host that is not this one."""
-        return next(name for name in self.lab.hosts if name != host)
+    def assert_tidy(self, places: Mapping[Server, str], *, stopped: tuple[Server, ...] = ()) -> None:
+        """Each server is on its host, whole and once, runs unless it is stopped, and nothing else is anywhere."""
+        for host in self.lab.hosts:
+            here = {server.id for server, place in places.items() if place == host}
+            running = here - {server.id for server in stopped}
+            # What ends by itself gets a moment: a receiver hears of its source's end only when the pipe closes.
+            pause, end = Event(), monotonic() + 10
+            while (left := self._leftovers(host, here, running)) and monotonic() < end:
+                pause.wait(LOOK)
+            assert not left, f"on {host}: {left}"
+        taken, unpaid, unfinished = self.books()
+        assert not unpaid and not unfinished, (unpaid, unfinished)
+        sizes = {server: server.show()["flavor"] for server in places}
+        assert taken == sorted(
+            (server.id, host, sizes[server]["vcpus"], sizes[server]["ram"], _gigabytes(sizes[server]))
+            for server, host in places.items()
+        )
 
-    def leftovers(self, host: str, here: set[str], running: set[str]) -> list[str]:
-        """Return what is on a host beside these servers and their guests; the caches of base images may stay."""
-        found = []
-        names = {path.name for path in self.instances(host).iterdir()} - {"_base"}
-        found += [f"file {name}" for name in names ^ here]
-        base = self.instances(host) / "_base"
-        if base.exists():
-            found += [f"file {path.name}" for path in base.iterdir() if path.suffix not in ("", ".lock")]
-        one = self.lab.host(host)
+    def _leftovers(self, host: str, here: set[str], running: set[str]) -> list[str]:
+        """Return where a host differs from holding these servers and running these; base images may stay in its cache."""
+        one, root = self.lab.host(host), self.instances(host)
+        names = {path.name for path in root.iterdir()} - {"_base"}
+        found = [f"file {name}" for name in names ^ here]
+        found += [f"file {path}" for path in root.glob("_base/*") if path.suffix not in ("", ".lock")]
         domains = set(one.exec(["virsh", "list", "--all", "--uuid"]).stdout.split())
         found += [f"domain {name}" for name in domains ^ here]
         lines = self.processes(host)
-        guests = {name for name in here | running for line in lines if "qemu-system" in line and name in line}
+        guests = {match[1] for line in lines if (match := re.search(r"^\S*qemu-system.* -uuid (\S+)", line))}
         found += [f"guest {name}" for name in guests ^ running]
-        found += [line for line in lines if re.search(r"disks\.receive|^ssh |qemu-img|genisoimage", line)]
-        taps = one.exec(["ip", "-brief", "link"]).stdout
-        count = len(re.findall(r"^(?:vnet|tap)", taps, re.M))
-        found += [f"{count} taps"] if count != len(running) else []
-        return found
+        found += [f"process {line}" for line in lines if re.search(r"disks\.receive|^ssh |^qemu-img|^genisoimage", line)]
+        taps = re.findall(r"^vnet\d+", one.exec(["ip", "-brief", "link"]).stdout, re.M)
+        return found + ([f"taps {taps}"] if len(taps) != len(running) else [])
 
-    def assert_tidy(self, *, stopped: tuple[Server, ...] = (), **where: Server) -> None:
-        raise NotImplementedError
+    # --- settings and mending ------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def settings(self, role: str, host: str | None = None, **values: object) -> Iterator[None]:
+        """Let a role run with other settings for a while."""
+        path = self.lab.dir / ("controller.toml" if host is None else f"hosts/{host}/agent.toml")
+        before = path.read_text()
+        # Each role's own table is the last one of its file, and JSON's values are TOML's.
+        kept = [line for line in before.splitlines() if line.partition(" = ")[0] not in values]
+        path.write_text("\n".join([*kept, *(f"{key} = {json.dumps(value)}" for key, value in values.items()), ""]))
+        self._restart(role, host)
+        try:
+            yield
+        finally:
+            path.write_text(before)
+            self._restart(role, host)
+
+    def _restart(self, role: str, host: str | None) -> None:
+        self.lab.kill(role, host)
+        self.lab.start(role, host)
+
+    def heal(self) -> None:
+        """Bring everything back that a test took away, and delete its servers; then nothing may be left."""
+        lab = self.lab
+        for role in ("rabbitmq", *lab.control_roles):
+            lab.start(role)
+        for name, host in lab.hosts.items():
+            lab.link(name, up=True)
+            lab.limit(name, None)
+            host.boot()
+            for role in ("sshd", "libvirtd", "agent"):
+                host.start(role)
+        wait_for("the API", self._answers)
+        for server in self.servers:
+            if not self.is_gone(f"/servers/{server.id}"):
+                server.delete()
+        self.servers.clear()
+        wait_for("the agents", lambda: self.up() == set(lab.hosts))
+        self.assert_tidy({})
+
+    def up(self) -> set[str]:
+        """Return the hosts whose agents are heard."""
+        services = self.get("/os-services")["services"]
+        return {row["host"] for row in services if row["binary"] == "nova-compute" and row["state"] == "up"}
+
+    def _answers(self) -> bool:
+        try:
+            return self.http.get("/healthz").is_success
+        except httpx2.TransportError:
+            return False
+
+
+def _gigabytes(flavor: Json) -> int:
+    return int(flavor["disk"]) + int(flavor["ephemeral"]) + -(-int(flavor["swap"]) // 1024)
 
 
 def read(path: Path) -> str:

@@ -20,7 +20,7 @@ from whimbrel.bus.codec import registry
 from whimbrel.bus.port import Bus, Timing
 from whimbrel.domain.errors import BusError, SettingsError, WhimbrelError
 from whimbrel.migration.messages import MESSAGES
-from whimbrel.ops import log, settings
+from whimbrel.ops import clock, log, settings
 
 if TYPE_CHECKING:
     from whimbrel.store.engine import Store
@@ -35,10 +35,15 @@ Role = Callable[[settings.Settings, Bus], Awaitable[None]]
 async def api(conf: settings.Settings, bus: Bus) -> None:
     """Serve the HTTP APIs."""
     from whimbrel.api.app import Services, serve
+    from whimbrel.identity import policy
     from whimbrel.identity.tokens import Tokens
+    from whimbrel.store import image_files
     from whimbrel.store.outbox import Relay
 
     store = _store(conf)
+    if conf.api.policy_file is not None:
+        policy.load(Path(conf.api.policy_file))
+    image_files.forget_leftovers(Path(conf.api.image_dir), clock.now())
     relay = Relay(store, bus.cast)
     tokens = Tokens(Path(conf.identity.key_file), conf.identity.token_lifetime)
     async with asyncio.TaskGroup() as group:

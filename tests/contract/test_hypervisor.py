@@ -5,6 +5,7 @@ The real side comes from a fixture `real_hosts` that gives a `Hosts`; where ther
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -102,7 +103,8 @@ class Story:
 
     def guest(self) -> Guest:
         nic = Nic("fa:16:3e:00:00:01", "10.0.0.2", 24, "net")
-        return Guest(self.server, "vm", 1, 128, (self.hosts.root,), (nic,), self.user_data)
+        user_data = base64.b64encode(self.user_data.encode()).decode() if self.user_data else None
+        return Guest(self.server, "vm", 1, 128, (self.hosts.root,), (nic,), user_data)
 
     def order(self, host: str, table: str, step: str, **changes: Any) -> Order:
         self.number += 1

@@ -18,7 +18,7 @@ from tests.unit.cloud import Cloud
 from whimbrel.api.handlers import images as handlers
 from whimbrel.domain.errors import Invalid
 from whimbrel.ops import clock
-from whimbrel.store import image_files, images
+from whimbrel.store import image_files
 
 BYTES = {"Content-Type": "application/octet-stream"}
 V21 = {"Content-Type": "application/openstack-images-v2.1-json-patch"}
@@ -180,16 +180,13 @@ async def test_equal_data_is_kept_once_and_until_its_last_image_goes(cloud: Clou
 
 
 @pytest.mark.anyio
-async def test_leftovers_are_collected(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stale_draft_goes_and_nothing_else(cloud: Cloud) -> None:
     await upload(cloud, await make(cloud), b"kept")
     folder = Path(cloud.services.settings.api.image_dir)
-    for name in ("draft-new", "0" * 64, "somebody-elses"):
+    for name in ("draft-new", "somebody-elses"):
         (folder / name).write_bytes(b"")
-    store = cloud.services.store
-    assert store.write_now(images.collect, folder) == 1
-    later = clock.now() + image_files.STALE_DRAFT_SECONDS + 1
-    monkeypatch.setattr(clock, "now", lambda: later)
-    assert store.write_now(images.collect, folder) == 1
+    assert image_files.forget_leftovers(folder, clock.now()) == 0
+    assert image_files.forget_leftovers(folder, clock.now() + image_files.STALE_DRAFT_SECONDS + 1) == 1
     assert stored(cloud) == sorted([hashlib.sha256(b"kept").hexdigest(), "somebody-elses"])
 
 

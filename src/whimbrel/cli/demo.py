@@ -94,7 +94,7 @@ class Leg:
 
     @property
     def hosts_part(self) -> float | None:
-        """Seconds of the downtime in which the guest was off: what is left is its own shutdown and boot."""
+        """Seconds of the downtime in which the guest was off; what is left is its own shutdown and boot."""
         ended = {
             row.step: epoch(row.ended_at)
             for segment in self.migration.segments
@@ -159,6 +159,11 @@ def _and_back(out: Console, cloud: Cloud, witness: Witness, way: tuple[str, str]
     left, after = witness.newest(target), witness.newest(source)
     leg = Leg(f"reverted to {source}", before, left, after, migration, ("stop_target", "start_source"))
     _prove(out, leg, source, source)
+    if left.last is not None and before.last is not None:
+        given_up = left.last.number - before.last.number
+        out.print(
+            f"  The {given_up} records that it wrote on {target} meanwhile are given up: that is what a revert means."
+        )
     return leg
 
 
@@ -315,7 +320,7 @@ def _summary(out: Console, legs: list[Leg], seconds: float) -> None:
         "records read back whole": [str(leg.after.found["intact"]) for leg in legs],
         "torn, bad": [f"{leg.after.found['torn']}, {leg.after.found['bad']}" for leg in legs],
         "guest wrote nothing for": [duration(leg.downtime) for leg in legs],
-        "  of it off (the hosts' part)": [duration(part) if (part := leg.hosts_part) else "" for leg in legs],
+        "  the hosts' part of it": [duration(part) if (part := leg.hosts_part) else "" for leg in legs],
         "nothing lost": ["yes" if leg.proved else "NO" for leg in legs],
     }
     for label, cells in rows.items():
@@ -323,4 +328,5 @@ def _summary(out: Console, legs: list[Leg], seconds: float) -> None:
     out.print()
     out.print(table)
     verdict = "Every proof holds" if all(leg.proved for leg in legs) else "A PROOF FAILED"
+    out.print(Text("The rest is the guest's own shutdown and boot, which is slow where it is emulated.", "dim"))
     out.print(Text(f"\n{verdict}. It took {duration(seconds)}.\n", "bold"))

@@ -104,7 +104,8 @@ class Lines(Quiet):
             self._heading = heading(migration)
             click.echo(self._heading)
         if self._began_at is None:
-            self._began_at = migration.segment
+            over = migration.window_open and migration.verdict is not None  # the next segment is about to begin
+            self._began_at = migration.segment + over
         for index, segment in enumerate(migration.segments[self._began_at :]):
             for attempt in segment.attempts:
                 for step in attempt.steps:

@@ -94,7 +94,7 @@ class Nic:
 
 @dataclass(frozen=True)
 class Guest:
-    """All that a host must know to make and run one server."""
+    """All that a host must know to make and run one server; `user_data` is base64, because it may be any bytes."""
 
     uuid: str
     name: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, select, update
+from sqlalchemy import Connection, Row, select, update
 
 from whimbrel.domain.claim import resources_of
 from whimbrel.domain.errors import StepError
@@ -12,9 +12,9 @@ from whimbrel.domain.migration import Where
 from whimbrel.migration.messages import Facts
 from whimbrel.migration.ports import Case
 from whimbrel.ops import clock
-from whimbrel.store import claims
+from whimbrel.store import claims, networks
 from whimbrel.store.servers_core import flavor_of
-from whimbrel.store.tables import hosts, migrations, ports, servers
+from whimbrel.store.tables import hosts, migrations, servers
 
 
 class StoreBooks:
@@ -66,7 +66,7 @@ class StoreBooks:
     def close_server(self, case: Case) -> None:
         """Record that the server is deleted; its addresses are free."""
         now = clock.now()
-        self._tx.execute(delete(ports).where(ports.c.server_id == case.server))
+        networks.free_ports(self._tx, case.server)
         self._tx.execute(
             update(servers).where(servers.c.id == case.server).values(deleted_at=now, terminated_at=now, updated_at=now)
         )

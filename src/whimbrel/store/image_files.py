@@ -126,15 +126,13 @@ def remove(folder: Path, sha256: str) -> None:
     content_path(folder, sha256).unlink(missing_ok=True)
 
 
-def leftovers(folder: Path, now: float) -> list[Path]:
-    """Return drafts that nobody can be feeding any more; `now` is in epoch seconds."""
-    drafts = folder.glob("draft-*") if folder.is_dir() else ()
-    return [draft for draft in drafts if draft.stat().st_mtime < now - STALE_DRAFT_SECONDS]
-
-
-def contents(folder: Path) -> list[Path]:
-    """Return every published content."""
-    return [path for path in folder.iterdir() if len(path.name) == 64] if folder.is_dir() else []
+def forget_leftovers(folder: Path, now: float) -> int:
+    """Remove drafts that nobody can be feeding any more; `now` is in epoch seconds. Return how many went."""
+    drafts = list(folder.glob("draft-*")) if folder.is_dir() else []
+    stale = [draft for draft in drafts if draft.stat().st_mtime < now - STALE_DRAFT_SECONDS]
+    for draft in stale:
+        draft.unlink(missing_ok=True)
+    return len(stale)
 
 
 def _sync_folder(folder: Path) -> None:

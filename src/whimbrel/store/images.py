@@ -118,18 +118,13 @@ def remove(tx: Connection, image_id: str) -> None:
     tx.execute(delete(images).where(images.c.id == image_id))
 
 
-def collect(tx: Connection, folder: Path, sha256: str | None = None) -> int:
-    """Remove contents that no image has (this one, or all such, with stale drafts too); return how many files went."""
+def collect(tx: Connection, folder: Path, sha256: str) -> bool:
+    """Remove this content if no image has it any more; return whether it went."""
     _lock_contents(tx)
-    there = [sha256] if sha256 else [path.name for path in image_files.contents(folder)]
-    used = set(tx.scalars(select(images.c.sha256).where(images.c.sha256.in_(there)).distinct()))
-    unused = [name for name in there if name not in used]
-    for name in unused:
-        image_files.remove(folder, name)
-    stale = [] if sha256 else image_files.leftovers(folder, clock.now())
-    for draft in stale:
-        draft.unlink(missing_ok=True)
-    return len(unused) + len(stale)
+    used = tx.scalars(select(images.c.id).where(images.c.sha256 == sha256).limit(1)).first()
+    if used is None:
+        image_files.remove(folder, sha256)
+    return used is None
 
 
 def _conditions(wanted: Search) -> list[ColumnElement[bool]]:

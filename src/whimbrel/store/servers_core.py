@@ -7,9 +7,10 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, Row, select, update
 
-from whimbrel.domain.server import Flavor, Guest, Image, Nic, disks_for
+from whimbrel.domain.server import Flavor, Guest, Image, disks_for
 from whimbrel.ops import clock
-from whimbrel.store.tables import networks, ports, servers
+from whimbrel.store import networks
+from whimbrel.store.tables import servers
 
 
 def flavor_of(snapshot: dict[str, Any]) -> Flavor:
@@ -39,7 +40,7 @@ def guest_of(tx: Connection, row: Row[Any], flavor: dict[str, Any], root_disk: s
         vcpus=size.vcpus,
         ram_mb=size.ram_mb,
         disks=disks_for(size, image_of(row.image), root_disk),
-        nics=_nics(tx, row.id),
+        nics=networks.nics_of(tx, row.id),
         user_data=row.user_data,
         metadata=row.metadata,
     )
@@ -72,23 +73,3 @@ def adopt_numbers(tx: Connection, server_id: str, epoch: int, number: int) -> bo
 def set_values(tx: Connection, server_id: str, **values: Any) -> None:
     """Write columns of the server's row and its time of change."""
     tx.execute(update(servers).where(servers.c.id == server_id).values(**values, updated_at=clock.now()))
-
-
-def _nics(tx: Connection, server_id: str) -> tuple[Nic, ...]:
-    rows = tx.execute(
-        select(ports.c.mac, ports.c.address, networks.c.name, networks.c.cidr, networks.c.gateway, networks.c.mtu)
-        .join(networks, networks.c.id == ports.c.network_id)
-        .where(ports.c.server_id == server_id)
-        .order_by(ports.c.id)
-    )
-    return tuple(
-        Nic(
-            mac=row.mac,
-            address=row.address,
-            prefix=int(row.cidr.split("/")[1]),
-            network=row.name,
-            gateway=row.gateway,
-            mtu=row.mtu,
-        )
-        for row in rows
-    )

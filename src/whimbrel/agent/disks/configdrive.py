@@ -5,6 +5,7 @@ It is made once, when the server is built, and carried unchanged after that.
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import json
 import re
@@ -26,7 +27,7 @@ def make_config_drive(directory: Path, guest: Guest, control: Control) -> None:
     (latest / "meta_data.json").write_text(json.dumps(meta_data(guest)), encoding="utf-8")
     (latest / "network_data.json").write_text(json.dumps(network_data(guest)), encoding="utf-8")
     if guest.user_data is not None:
-        (latest / "user_data").write_text(guest.user_data, encoding="utf-8", errors="surrogateescape")
+        (latest / "user_data").write_bytes(base64.b64decode(guest.user_data))
     argv = ["genisoimage", "-quiet", "-J", "-r", "-V", "config-2", "-o", CONFIG_DRIVE, tree.name]
     run(argv, directory, control)
     shutil.rmtree(tree)

@@ -7,6 +7,7 @@ doubled one is seen. The lines are those of the lab's real test guest.
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -132,7 +133,8 @@ class FakeGuests:
             record = records.get(server)
             if record is None or self._state_of(record) not in ALIVE:
                 return False
-            heeds = IGNORES_POWER_BUTTON not in (json.loads(record["definition"]).get("user_data") or "")
+            user_data = base64.b64decode(json.loads(record["definition"]).get("user_data") or "")
+            heeds = IGNORES_POWER_BUTTON.encode() not in user_data
             if heeds and self._state_of(record) is PowerState.RUNNING:
                 witness = Witness(self._directories.live(server))
                 witness.write()

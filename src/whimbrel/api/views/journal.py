@@ -160,6 +160,7 @@ def _step(step: Step, entry: Row[Any] | None, names: list[str], reader: Reader) 
         "tries": entry.tries,
         "undo_tries": entry.undo_tries,
         "reason": reader.text(entry.reason or None, names),
+        "facts": {**entry.facts, **entry.undo_facts} if reader.hosts else None,
     }
 
 

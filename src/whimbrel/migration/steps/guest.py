@@ -61,8 +61,8 @@ def unseal(world: World, order: Order, control: Control) -> Facts:
     if world.grants.is_sealed(order.server) and world.guests.state(order.server) in ALIVE:
         # It was asked to stop and may be half-way down: let it finish, or it would stop after we left.
         world.guests.shut_down(order.server, order.work.grace, control)
-    definition = world.directories.saved_definition(order.server, order.attempt)
     world.directories.unseal(order.server, order.attempt)
+    definition = world.directories.saved_definition(order.server, order.attempt)
     if definition is not None:
         world.guests.define(order.server, definition)
     return {"power_state": _grant_and_run(world, order)}
