@@ -9,6 +9,7 @@
  *   WRITER FILL mib=N bad=N            the ballast behind the image (user data: fill_mib), in 1 MiB blocks
  *   WRITER DIRTY pages=N bad=N         the pages that are rewritten all the time (user data: dirty_kib)
  *   WRITER DISK2 total=N bad=N         the records on the second disk (user data: second_disk=1)
+ *   WRITER ROOM vda_mib=N ram_mib=N    the size of the root disk and of the memory
  *   WRITER NET ip=A mtu=N mac=M        the address taken from the config drive
  *   WRITER READY                       everything above is done; from here on records are written
  *   WRITER seq=N mono_ms=N             record N is on the disk

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/sysinfo.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -92,6 +93,15 @@ static uint64_t device_size(int fd)
     uint64_t size = 0;
     ioctl(fd, BLKGETSIZE64, &size);
     return size;
+}
+
+/* What a resize has changed, as the guest sees it; of the memory, the kernel keeps a part for itself. */
+static void report_room(void)
+{
+    struct sysinfo info = {0};
+    sysinfo(&info);
+    say("WRITER ROOM vda_mib=%llu ram_mib=%llu", (unsigned long long)(device_size(root_disk) / MIB),
+        (unsigned long long)info.totalram * info.mem_unit / MIB);
 }
 
 /* Where the image ends and the raw space of the ballast begins; the build says where. */
@@ -370,6 +380,7 @@ void verify_and_write(void)
     pthread_t thread;
     int file = open("/data/records", O_RDWR | O_CREAT | O_DSYNC | O_CLOEXEC, 0644);
     root_disk = open("/dev/vda", O_RDWR | O_CLOEXEC);
+    report_room();
     uint64_t total = verify_records(file, &boot);
     if (mib)
         fill(mib);

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -64,7 +65,7 @@ def boots_of(text: str) -> list[Boot]:
     """Split a console into the boots that got as far as verifying the disk."""
     starts = [match.start() for match in _VERIFY.finditer(text)]
     boots = []
-    for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
+    for start, end in itertools.pairwise([*starts, len(text)]):
         part = text[start:end]
         numbers = [int(number) for number in _RECORD.findall(part)]
         verify = _VERIFY.match(part)

@@ -268,6 +268,11 @@ inline next_attempt() {
 #define PROVED (proof > 0 && welcome[TARGET].boot <= proof)
 #endif
 
+/* The guest runs where the journal says, unless the power was cut there after it was started; or one host is off
+ * whose word is missing. */
+#define ENDED_WELL  (awaiting == 0 && (RUNS(owner) || host[owner].power != on || ledger[owner].grant_boot != host[owner].boot))
+#define NEEDS_FENCE (awaiting != 0 && host[HOST_OF(awaiting)].power != on)
+
 active proctype Conductor() {
     atomic {
         host[SOURCE].power = on; host[SOURCE].boot = 1; host[SOURCE].welcomed = true; host[SOURCE].running = true;
@@ -311,11 +316,7 @@ active proctype Conductor() {
         sent[posted].handed_over = epoch + 1; posted++ }
 #endif
 
-    /* Nothing can happen any more. Well: the migration has ended and the guest runs where the journal says, unless the
-     * power was cut there after it was started; or one host is off whose word is missing. */
-    :: atomic { timeout -> over = true;
-        well = (awaiting == 0 && (RUNS(owner) || host[owner].power != on || ledger[owner].grant_boot != host[owner].boot))
-            || (awaiting != 0 && host[HOST_OF(awaiting)].power != on) };
-        break
+    /* Nothing can happen any more. */
+    :: atomic { timeout -> over = true; well = (ENDED_WELL || NEEDS_FENCE) }; break
     od
 }

@@ -50,8 +50,8 @@ class Hosts(Protocol):
 class FakeHosts:
     """Two fake agents' worlds beside each other."""
 
-    image = None
-    root = Disk(0, DiskRole.ROOT, "raw", 64)
+    image: Image | None = None
+    root: Disk = Disk(0, DiskRole.ROOT, "raw", 64)
 
     def __init__(self, base: Path) -> None:
         self._settings = {

@@ -30,7 +30,7 @@ def run(cloud: Stub, monkeypatch: pytest.MonkeyPatch) -> Run:
         monkeypatch.delenv(name, raising=False)
 
     def invoke(*arguments: str) -> click.testing.Result:
-        result = click.testing.CliRunner().invoke(cli, list(arguments), env=cloud.environ())
+        result = click.testing.CliRunner().invoke(cli, list(arguments), env={**cloud.environ(), "COLUMNS": "140"})
         assert not isinstance(result.exception, Exception), result.exception
         return result
 

@@ -270,8 +270,11 @@ async def test_a_fault_of_ours_is_a_failed_step_and_the_next_one_is_obeyed(make:
 
 async def test_a_step_or_protocol_that_this_release_lacks_is_refused(make: Make) -> None:
     host = await make(lambda order, control: {})
-    for number, changes in enumerate(({"version": 99}, {"step": "fly"}, {"step": "claim"}), start=1):
-        await host.executor.obey(replace(order("prepare", number), **changes))
+    await host.executor.obey(order("prepare", 1, version=99))
+    await host.bus.heard(1)
+    await host.executor.obey(order("fly", 2))
+    await host.bus.heard(2)
+    await host.executor.obey(order("claim", 3))
     answers = {report.number: report for report in await host.bus.heard(3)}
     assert all(report.answer is Answer.FAILED for report in answers.values())
     assert "cold version 99" in answers[1].reason and "conductor's own" in answers[3].reason

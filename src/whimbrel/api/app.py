@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import anyio
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -17,16 +19,19 @@ from whimbrel.api import dispatch
 from whimbrel.api.progress import ProgressHub
 from whimbrel.api.routes import ROUTES
 from whimbrel.bus.port import Bus
+from whimbrel.domain.errors import SettingsError
 from whimbrel.identity import policy
 from whimbrel.identity.passwords import Passwords
 from whimbrel.identity.tokens import Tokens
-from whimbrel.ops.settings import Settings
+from whimbrel.ops.settings import Api, Settings
 from whimbrel.store.engine import Store
 from whimbrel.store.outbox import Relay
 
 SHUTDOWN_SECONDS = 5
 KEEP_ALIVE_SECONDS = 65
 MAX_REQUESTS_AT_ONCE = 1_000
+BACKLOG = 1_024
+PUBLISH_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,11 @@ class Services:
     def public_url(self) -> str:
         """Return the address that links are made with, never the request's own."""
         return self.settings.api.public_url.rstrip("/")
+
+    async def publish(self, rows: list[tuple[int, str, object]]) -> None:
+        """Hand what was just committed to the bus; nobody waits for a broker that is away, the sweep sends the rest."""
+        with anyio.move_on_after(PUBLISH_SECONDS):
+            await self.relay.send_now(rows)
 
 
 def build_app(services: Services, more: Sequence[BaseRoute] = ()) -> Starlette:
@@ -96,13 +106,11 @@ class Server(uvicorn.Server):
 
 
 async def serve(services: Services, more: Sequence[BaseRoute] = ()) -> None:
-    """Serve until cancelled; then finish what runs within 5 s."""
+    """Serve until cancelled; then finish what runs within 5 s. SettingsError when the address cannot be had."""
+    listener = _listen(services.settings.api)
     await services.hub.listen(services.bus)
-    api = services.settings.api
     config = uvicorn.Config(
         build_app(services, more),
-        host=api.listen,
-        port=api.port,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -112,10 +120,21 @@ async def serve(services: Services, more: Sequence[BaseRoute] = ()) -> None:
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
     server = Server(config, services.hub)
-    running = asyncio.create_task(server.serve())
+    running = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         await asyncio.shield(running)
     except asyncio.CancelledError:
         server.should_exit = True
         await running
         raise
+
+
+def _listen(api: Api) -> socket.socket:
+    """Take the address before anything else starts, so that a second api fails with words."""
+    family = socket.AF_INET6 if ":" in api.listen else socket.AF_INET
+    try:
+        return socket.create_server((api.listen, api.port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise SettingsError(
+            f"Cannot listen on {api.listen} port {api.port}: {error.strerror}; change [api] listen or port."
+        ) from error

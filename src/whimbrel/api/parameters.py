@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
+from typing import TypeVar
 
 from whimbrel.api.call import Call
 from whimbrel.domain.errors import Invalid
+
+T = TypeVar("T")
 
 MAX_LIMIT = 1000
 TRUE = frozenset({"1", "t", "true", "on", "y", "yes", ""})
@@ -15,14 +18,18 @@ FALSE = frozenset({"0", "f", "false", "off", "n", "no"})
 
 
 def limit(call: Call) -> int:
-    """Return how many items a page may have: what was asked for, 1000 at most."""
+    """Return how many items a page may have: what was asked for, 1000 at most; 0 makes an empty one."""
     given = call.first("limit")
     if given is None:
         return MAX_LIMIT
     if not (given.isascii() and given.isdecimal()) or len(given) > 18:
         raise Invalid(f"Invalid input for query parameters limit. Value: {given}. It must be an integer, 0 or more.")
-    # Nova takes 0 for "as many as there may be".
-    return min(int(given), MAX_LIMIT) or MAX_LIMIT
+    return min(int(given), MAX_LIMIT)
+
+
+def cut(items: Sequence[T], limit: int) -> tuple[list[T], bool]:
+    """Return the page's items, and whether a page that links to the next one leaves some out."""
+    return list(items[:limit]), 0 < limit < len(items)
 
 
 def moment(call: Call, name: str) -> float | None:

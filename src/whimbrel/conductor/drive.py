@@ -61,7 +61,7 @@ class Hand:
 
     def write(self, step: str, values: dict[str, Any]) -> None:
         """Write a journal row of the current attempt."""
-        journal.write(self.tx, self.key(step), values)
+        journal.write(self.tx, self.key(step), values, new=step not in self.entries)
 
     def key(self, step: str) -> tuple[int, int, int, str]:
         """Return the journal's key of a step of the current attempt."""

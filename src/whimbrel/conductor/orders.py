@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, bindparam, select
 
 from whimbrel.domain.migration import Verb, Where
 from whimbrel.domain.server import PowerAction
@@ -16,6 +16,11 @@ from whimbrel.store.tables import hosts
 
 TicketUrl = Callable[[str], str]
 """Makes the address, with a short-lived ticket, at which a host may fetch an image of this id."""
+
+
+_PLACES = select(hosts.c.name, hosts.c.address, hosts.c.root_disk).where(
+    (hosts.c.name == bindparam("a")) | (hosts.c.name == bindparam("b"))
+)
 
 
 def attempt_label(migration: Row[Any]) -> str:
@@ -42,9 +47,7 @@ def build(
     """Draw the numbers and write the order for one step; an undo that lets another host run gets a new epoch."""
     host = host_for(migration, step.where)
     assert host is not None
-    epoch, number = servers_core.next_number(tx, migration.server_id, raise_epoch=verb is Verb.UNDO and step.raises)
-    if host == servers_core.load(tx, migration.server_id).host:
-        servers_core.set_values(tx, migration.server_id, host_number=number)
+    server = servers_core.next_number(tx, migration.server_id, host, raise_epoch=verb is Verb.UNDO and step.raises)
     return Order(
         host=host,
         server=migration.server_id,
@@ -55,33 +58,27 @@ def build(
         version=table.version,
         step=step.name,
         verb=verb,
-        epoch=epoch,
-        number=number,
+        epoch=server.epoch,
+        number=server.order_number,
         limit=step.limit.of(grace),
-        work=_work(tx, migration, grace, ticket_url),
+        work=_work(tx, migration, server, grace, ticket_url),
         results=journal.results(tx, migration.id, migration.attempt),
         request_id=migration.segments[migration.segment]["request_id"],
     )
 
 
-def _work(tx: Connection, migration: Row[Any], grace: int, ticket_url: TicketUrl) -> Work:
-    server = servers_core.load(tx, migration.server_id)
-    places = {
-        row.name: row
-        for row in tx.execute(
-            select(hosts.c.name, hosts.c.address, hosts.c.root_disk).where(
-                hosts.c.name.in_([name for name in (migration.source, migration.target) if name])
-            )
-        )
-    }
+def _work(tx: Connection, migration: Row[Any], server: Row[Any], grace: int, ticket_url: TicketUrl) -> Work:
+    places = {row.name: row for row in tx.execute(_PLACES, {"a": migration.source, "b": migration.target})}
     target = places.get(migration.target)
     root_disk = server.root_disk or (target.root_disk if target is not None else "qcow2")
     image = servers_core.image_of(server.image)
     if image is not None:
         image = servers_core.image_of(server.image, ticket_url(image.id))
+    guest = servers_core.guest_of(tx, server, migration.new_flavor, root_disk)
+    same = migration.new_flavor == migration.old_flavor
     return Work(
-        guest=servers_core.guest_of(tx, server, migration.new_flavor, root_disk),
-        old=servers_core.guest_of(tx, server, migration.old_flavor, root_disk),
+        guest=guest,
+        old=guest if same else servers_core.guest_of(tx, server, migration.old_flavor, root_disk),
         image=image,
         source=_place(places.get(migration.source)),
         target=_place(target),

@@ -66,7 +66,8 @@ def due(tx: Connection, now: float, heard_since: float) -> list[Order]:
 
 
 def _send(tx: Connection, row: Row[Any], now: float) -> Order:
-    epoch, number = servers_core.next_number(tx, row.server_id, raise_epoch=False)
+    server = servers_core.next_number(tx, row.server_id, row.host, raise_epoch=False)
+    epoch, number = server.epoch, server.order_number
     order: Order = msgspec.convert(row.order, Order)
     tx.execute(update(debts).where(debts.c.id == row.id).values(number=number, sent_at=now))
     return replace(order, epoch=epoch, number=number)

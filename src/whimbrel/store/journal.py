@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import Connection, Row, bindparam, select, update
 
 from whimbrel.domain.migration import Mark
 from whimbrel.migration.journal import Entry
@@ -16,13 +16,28 @@ AWAITED = (Mark.DOING, Mark.UNDOING, Mark.LOST, Mark.UNDO_LOST)
 """Marks of rows whose host still owes an answer."""
 
 
+_ATTEMPT = select(journal).where(
+    journal.c.migration_id == bindparam("migration"),
+    journal.c.segment == bindparam("segment"),
+    journal.c.attempt == bindparam("attempt"),
+)
+_ROW = _ATTEMPT.where(journal.c.step == bindparam("step"))
+_FACTS = (
+    select(journal.c.step, journal.c.facts)
+    .where(journal.c.migration_id == bindparam("migration"), journal.c.attempt == bindparam("attempt"))
+    .order_by(journal.c.segment)
+)
+_KEY = (
+    (journal.c.migration_id == bindparam("of_migration"))
+    & (journal.c.segment == bindparam("of_segment"))
+    & (journal.c.attempt == bindparam("of_attempt"))
+    & (journal.c.step == bindparam("of_step"))
+)
+
+
 def entries(tx: Connection, migration_id: int, segment: int, attempt: int) -> dict[str, Entry]:
     """Return one attempt's entries by step name."""
-    rows = tx.execute(
-        select(journal).where(
-            journal.c.migration_id == migration_id, journal.c.segment == segment, journal.c.attempt == attempt
-        )
-    )
+    rows = tx.execute(_ATTEMPT, {"migration": migration_id, "segment": segment, "attempt": attempt})
     return {row.step: entry_of(row) for row in rows}
 
 
@@ -44,28 +59,25 @@ def entry_of(row: Row[Any]) -> Entry:
     )
 
 
-def write(tx: Connection, key: tuple[int, int, int, str], values: dict[str, Any]) -> None:
-    """Insert or update the row of (migration, segment, attempt, step)."""
+def write(tx: Connection, key: tuple[int, int, int, str], values: dict[str, Any], *, new: bool = False) -> None:
+    """Update the row of (migration, segment, attempt, step), or insert it when it is `new`."""
     migration_id, segment, attempt, step = key
-    result = tx.execute(update(journal).where(*_is(key)).values(**values))
-    if result.rowcount == 0:
-        tx.execute(
-            journal.insert().values(migration_id=migration_id, segment=segment, attempt=attempt, step=step, **values)
-        )
+    if new:
+        names = {"migration_id": migration_id, "segment": segment, "attempt": attempt, "step": step}
+        tx.execute(journal.insert(), {**names, **values})
+        return
+    names = {"of_migration": migration_id, "of_segment": segment, "of_attempt": attempt, "of_step": step}
+    tx.execute(update(journal).where(_KEY).values({name: bindparam(name) for name in values}), {**names, **values})
 
 
 def row_for(tx: Connection, key: tuple[int, int, int, str]) -> Row[Any] | None:
     """Return one row whole, None when the step was never begun."""
-    return tx.execute(select(journal).where(*_is(key))).one_or_none()
+    return tx.execute(_ROW, dict(zip(("migration", "segment", "attempt", "step"), key, strict=True))).one_or_none()
 
 
 def results(tx: Connection, migration_id: int, attempt: int) -> dict[str, Facts]:
     """Return the facts of all steps that were done in this attempt, over all segments."""
-    rows = tx.execute(
-        select(journal.c.step, journal.c.facts)
-        .where(journal.c.migration_id == migration_id, journal.c.attempt == attempt)
-        .order_by(journal.c.segment)
-    )
+    rows = tx.execute(_FACTS, {"migration": migration_id, "attempt": attempt})
     return {row.step: row.facts for row in rows if row.facts}
 
 
@@ -83,13 +95,3 @@ def awaited(tx: Connection) -> list[Row[Any]]:
 def order_of(row: Row[Any]) -> Order:
     """Return the order that is out for this row."""
     return msgspec.convert(row.outstanding, Order)
-
-
-def _is(key: tuple[int, int, int, str]) -> tuple[Any, ...]:
-    migration_id, segment, attempt, step = key
-    return (
-        journal.c.migration_id == migration_id,
-        journal.c.segment == segment,
-        journal.c.attempt == attempt,
-        journal.c.step == step,
-    )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import Connection, Row, bindparam, select, update
 
 from whimbrel.domain.errors import Conflict, Invalid, NotFound
 from whimbrel.domain.migration import Kind, Verdict
@@ -148,9 +148,12 @@ def open_of(tx: Connection, server_id: str) -> Row[Any] | None:
     ).one_or_none()
 
 
+_BY_ID = select(migrations).where(migrations.c.id == bindparam("migration_id")).with_for_update()
+
+
 def load(tx: Connection, migration_id: int) -> Row[Any] | None:
     """Return a migration's row, locked for this transaction; None when there is none."""
-    return tx.execute(select(migrations).where(migrations.c.id == migration_id).with_for_update()).one_or_none()
+    return tx.execute(_BY_ID, {"migration_id": migration_id}).one_or_none()
 
 
 def save(tx: Connection, migration_id: int, revision: int, values: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import Connection, Row, bindparam, case, select, update
 
 from whimbrel.domain.server import Flavor, Guest, Image, disks_for
 from whimbrel.ops import clock
@@ -26,9 +26,12 @@ def image_of(snapshot: dict[str, Any] | None, ticket_url: str = "") -> Image | N
     return msgspec.convert({**fields, "ticket_url": ticket_url}, Image)
 
 
+_BY_ID = select(servers).where(servers.c.id == bindparam("server_id"))
+
+
 def load(tx: Connection, server_id: str) -> Row[Any]:
     """Return the server's row, deleted or not."""
-    return tx.execute(select(servers).where(servers.c.id == server_id)).one()
+    return tx.execute(_BY_ID, {"server_id": server_id}).one()
 
 
 def guest_of(tx: Connection, row: Row[Any], flavor: dict[str, Any], root_disk: str) -> Guest:
@@ -46,15 +49,23 @@ def guest_of(tx: Connection, row: Row[Any], flavor: dict[str, Any], root_disk: s
     )
 
 
-def next_number(tx: Connection, server_id: str, *, raise_epoch: bool) -> tuple[int, int]:
-    """Draw the server's next order number, and a new epoch if asked; return (epoch, number)."""
-    row = tx.execute(
-        update(servers)
-        .where(servers.c.id == server_id)
-        .values(order_number=servers.c.order_number + 1, epoch=servers.c.epoch + int(raise_epoch))
-        .returning(servers.c.epoch, servers.c.order_number)
-    ).one()
-    return row.epoch, row.order_number
+_NEXT_NUMBER = (
+    update(servers)
+    .where(servers.c.id == bindparam("server_id"))
+    .values(
+        order_number=servers.c.order_number + 1,
+        epoch=servers.c.epoch + bindparam("higher"),
+        host_number=case(
+            (servers.c.host == bindparam("to_host"), servers.c.order_number + 1), else_=servers.c.host_number
+        ),
+    )
+    .returning(servers)
+)
+
+
+def next_number(tx: Connection, server_id: str, to_host: str, *, raise_epoch: bool) -> Row[Any]:
+    """Draw the server's next order number for an order to this host, and a new epoch if asked; return its row."""
+    return tx.execute(_NEXT_NUMBER, {"server_id": server_id, "higher": int(raise_epoch), "to_host": to_host}).one()
 
 
 def adopt_numbers(tx: Connection, server_id: str, epoch: int, number: int) -> bool:

@@ -65,7 +65,7 @@ async def _page(call: Call) -> tuple[list[dict[str, Any]], bool]:
         if not behind:
             raise Invalid(f"marker [{marker}] not found")
         rows = rows[behind[0] + 1 :]
-    return [flavors.snapshot(row) for row in rows[:limit]], len(rows) > limit
+    return parameters.cut([flavors.snapshot(row) for row in rows], limit)
 
 
 def _public(call: Call) -> bool | None:
@@ -110,13 +110,7 @@ async def create(call: Call) -> Reply:
         description=given.get("description"),
     )
 
-    def insert(tx: Connection) -> Row[Any]:
-        row = flavors.insert(tx, flavor)
-        if not flavor.public and call.who.project_id:
-            flavors.grant(tx, flavor.id, call.who.project_id)
-        return row
-
-    return _one(call, await call.services.store.write(insert))
+    return _one(call, await call.services.store.write(flavors.insert, flavor))
 
 
 async def update(call: Call) -> Reply:

@@ -65,7 +65,7 @@ def _page(call: Call, hosts: list[HostView]) -> tuple[list[HostView], bool]:
         if not places:
             raise Invalid(f"Marker {marker} could not be found.")
         hosts = hosts[places[0] + 1 :]
-    return hosts[:limit], len(hosts) > limit
+    return parameters.cut(hosts, limit)
 
 
 def _id(call: Call, host: HostView) -> str:

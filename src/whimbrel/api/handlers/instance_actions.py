@@ -46,7 +46,7 @@ def _page(call: Call, told: list[Told]) -> tuple[list[Told], bool]:
         for each in told
         if (since is None or view.updated_at(each) >= since) and (before is None or view.updated_at(each) <= before)
     ]
-    return told[:limit], len(told) > limit
+    return parameters.cut(told, limit)
 
 
 async def show(call: Call) -> Reply:

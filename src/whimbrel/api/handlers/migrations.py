@@ -57,7 +57,7 @@ def _page(tx: Connection, call: Call) -> tuple[list[Move], bool, dict[str, str]]
             break
         before = batch[-1].row.id
     addresses = {name: row.address for name, row in hosts_view.rows(tx).items()}
-    return found[:limit], len(found) > limit, addresses
+    return *parameters.cut(found, limit), addresses
 
 
 def _search(call: Call) -> Search:

@@ -34,7 +34,7 @@ async def create(call: Call) -> Reply:
     _refuse_unsupported(call.body["server"])
     password = call.body["server"].get("adminPass") or ids.new_secret(12)[:12]
     made, reservation, outbox = await call.services.store.write(_create, call)
-    await call.services.relay.send_now(outbox)
+    await call.services.publish(outbox)
     if is_true(call.body["server"].get("return_reservation_id")):
         return Reply(202, {"reservation_id": reservation})
     found = links.of(call.services.public_url, "servers", made[0])

@@ -67,11 +67,8 @@ def _page(tx: Connection, call: Call, *, detail: bool) -> tuple[list[Situation],
     search = _search(call, "detail" if detail else "index")
     after = _marker(tx, call)
     if not _derived_filters(call):
-        rows = servers.page(tx, search, after, limit + 1)
-        kept = rows[:limit]
-        return (servers.situations(tx, kept) if detail else [Situation(row, None, {}) for row in kept]), len(
-            rows
-        ) > limit
+        rows, more = parameters.cut(servers.page(tx, search, after, limit + 1), limit)
+        return (servers.situations(tx, rows) if detail else [Situation(row, None, {}) for row in rows]), more
     found: list[Situation] = []
     while len(found) <= limit:
         rows = servers.page(tx, search, after, BATCH)
@@ -79,7 +76,7 @@ def _page(tx: Connection, call: Call, *, detail: bool) -> tuple[list[Situation],
         if len(rows) < BATCH:
             break
         after = rows[-1]
-    return found[:limit], len(found) > limit
+    return parameters.cut(found, limit)
 
 
 def _search(call: Call, rule: str) -> Search:

@@ -43,7 +43,7 @@ async def revert(call: Call) -> Reply:
 
 async def _begin(call: Call, change: Any) -> Reply:
     begun: Begun = await call.services.store.write(change, call)
-    await call.services.relay.send_now(begun.outbox)
+    await call.services.publish(begun.outbox)
     return Reply(202)
 
 

@@ -40,7 +40,7 @@ async def reboot(call: Call) -> Reply:
 
 async def _power(call: Call, action: PowerAction, name: str, vm_states: tuple[str, ...]) -> Reply:
     begun = await call.services.store.write(_begin(call, action, name, vm_states))
-    await call.services.relay.send_now(begun.outbox)
+    await call.services.publish(begun.outbox)
     return Reply(202)
 
 

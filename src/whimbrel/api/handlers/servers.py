@@ -10,6 +10,7 @@ from whimbrel.api.call import Call, Reply
 from whimbrel.api.handlers import finding
 from whimbrel.api.handlers.server_create import canonical
 from whimbrel.api.views import servers as view
+from whimbrel.api.views import state
 from whimbrel.domain.errors import Conflict, NotFound
 from whimbrel.store import actions, migrations, servers
 from whimbrel.store.migrations import Begun
@@ -56,7 +57,7 @@ async def update(call: Call) -> Reply:
 async def delete(call: Call) -> Reply:
     """Delete a server, whatever is being done with it."""
     begun = await call.services.store.write(_delete, call)
-    await call.services.relay.send_now(begun.outbox)
+    await call.services.publish(begun.outbox)
     return Reply(204)
 
 
@@ -71,6 +72,19 @@ def _delete(tx: Connection, call: Call) -> Begun:
     if begun.outbox:
         actions.record(tx, row.id, "delete", who, migration_id=begun.migration_id, segment=begun.segment)
     return begun
+
+
+async def force_delete(call: Call) -> Reply:
+    """Delete a server; there is no other way than at once."""
+    await delete(call)
+    return Reply(202)
+
+
+async def restore(call: Call) -> Reply:
+    """Refuse: a deleted server is gone, and one that is there needs no restoring."""
+    situation, _ = await call.services.store.read(_load, call)
+    known = state.derive(situation)
+    raise Conflict(f"Cannot 'restore' instance {situation.server.id} while it is in vm_state {known.vm}")
 
 
 async def list_addresses(call: Call) -> Reply:

@@ -66,6 +66,8 @@ _ACTIONS = (
     _action("os-stop", server_power.stop, "servers:stop"),
     _action("reboot", server_power.reboot, "servers:reboot", server_schema.REBOOT),
     _action("os-getConsoleOutput", server_power.console, "os-console-output", server_schema.CONSOLE),
+    _action("forceDelete", servers.force_delete, "servers:delete"),
+    _action("restore", servers.restore, "servers:delete"),
     _action("lock", server_switches.lock, "os-lock-server:lock", server_schema.LOCK),
     _action("unlock", server_switches.unlock, "os-lock-server:unlock"),
     _action("os-resetState", server_switches.reset_state, "os-admin-actions:reset_state", server_schema.RESET_STATE),

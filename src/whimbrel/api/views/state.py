@@ -74,10 +74,8 @@ def derive(situation: Situation) -> State:
     power = POWER_NUMBERS.get(server.power_state, 0)
     if server.deleted_at is not None:
         return State("deleted", None, 0, server.fault)
-    if server.fault is not None and (server.host is None or server.fault.get("declared")) and move is None:
-        return State("error", None, power, server.fault)
     if move is None:
-        return State(_resting(server), None, power)
+        return State(_resting(server), None, power, server.fault)
     if move.fence is not None:
         fault = {
             "code": 500,
@@ -86,7 +84,7 @@ def derive(situation: Situation) -> State:
         }
         return State("error", _deleting(move), power, fault)
     vm, task = _moving(server, move, situation.marks)
-    return State(vm, _deleting(move) or task, power)
+    return State(vm, _deleting(move) or task, power, server.fault)
 
 
 def _deleting(move: Row[Any]) -> str | None:
@@ -94,7 +92,9 @@ def _deleting(move: Row[Any]) -> str | None:
 
 
 def _resting(server: Row[Any]) -> str:
-    """Return the vm_state of a server that nothing is being done with."""
+    """Return the vm_state of a server that nothing is being done with, or that is deleted."""
+    if server.fault is not None and (server.host is None or server.fault.get("declared")):
+        return "error"
     match server.power_state:
         case PowerState.PAUSED:
             return "paused"
