@@ -22,10 +22,11 @@ import httpx2
 import yaml
 from sqlalchemy import select
 
-from whimbrel.lab import Lab
+from whimbrel.lab import Lab, guest
 from whimbrel.lab.configs import INSTANCES_DIR
 from whimbrel.lab.processes import members
-from whimbrel.ops import settings
+from whimbrel.lab.seed import IMAGE_NAME
+from whimbrel.ops import ids, settings
 from whimbrel.store.engine import Store
 from whimbrel.store.tables import claims, debts, journal, migrations
 
@@ -185,9 +186,17 @@ class Server:
             for console in self.cloud.instances(host).glob(f"{self.id}*/console.log")
         ]
 
+    def console(self, host: str) -> str:
+        """Return the console that is live on a host."""
+        return read(self.cloud.instances(host) / self.id / "console.log")
+
     def boots(self, host: str) -> list[Boot]:
         """Return the boots on the console that is live on a host."""
-        return boots_of(read(self.cloud.instances(host) / self.id / "console.log"))
+        return boots_of(self.console(host))
+
+    def remember(self) -> None:
+        """Note the newest record that any copy calls durable, before a copy is given up."""
+        self.promised = max([self.promised, *(boot.last for copy in self.copies() for boot in boots_of(read(copy)))])
 
     def wait_to_write(self, host: str, boots: int = 1) -> Boot:
         """Wait until the guest has verified its disk on this host and writes again; return its newest boot."""
@@ -280,27 +289,50 @@ class Cloud:
                 return str(row["id"])
         return str(self.post("/flavors", {"flavor": {"name": name, **size}})["flavor"]["id"])
 
-    def image(self) -> Json:
-        """Return the guest's image."""
-        found: Json = self.get("/images", root="image/v2")["images"][0]
-        return found
+    def upload(self, name: str, content: bytes) -> str:
+        """Upload another image and return its id."""
+        body = {"name": name, "disk_format": "qcow2", "container_format": "bare", "min_disk": 1}
+        image: Json = self.http.post("/image/v2/images", json=body).raise_for_status().json()
+        kind = {"Content-Type": "application/octet-stream"}
+        self.http.put(f"/image/v2/images/{image['id']}/file", content=content, headers=kind).raise_for_status()
+        return str(image["id"])
 
-    def create(self, user_data: str = "", *, flavor: str = "small", host: str | None = None) -> Server:
-        """Create a server, on this host if one is named, and wait until its guest writes."""
+    def create(self, user_data: str = "", *, host: str = "h1", flavor: str = "small", image: str = "") -> Server:
+        """Create a server on this host and wait until its guest writes."""
         network = self.get("/networks", root="network/v2.0")["networks"][0]
+        images = self.get("/images", root="image/v2", name=IMAGE_NAME)["images"]
         body: Json = {
             "name": f"guest-{len(self.servers) + 1}",
-            "imageRef": self.image()["id"],
+            "imageRef": image or images[0]["id"],
             "flavorRef": self.flavor(flavor),
+            "host": host,
             "networks": [{"uuid": network["id"]}],
             "user_data": base64.b64encode(f"writer.interval_ms=50\n{user_data}".encode()).decode(),
         }
-        if host is not None:
-            body["host"] = host
         server = Server(self, self.post("/servers", {"server": body})["server"]["id"])
         self.servers.append(server)
-        server.wait_to_write(server.wait("ACTIVE")["OS-EXT-SRV-ATTR:host"])
+        server.wait("ACTIVE")
+        server.wait_to_write(host)
         return server
+
+    def another_image(self) -> str:
+        """Upload the guest's image as one of other content, and return its id."""
+        return self.upload("another", guest.image().read_bytes() + ids.new_secret().encode())
+
+    def delete_image(self, image: str) -> None:
+        """Delete an image from the store."""
+        self.http.delete(f"/image/v2/images/{image}").raise_for_status()
+
+    @contextlib.contextmanager
+    def disabled(self, host: str) -> Iterator[None]:
+        """Keep the scheduler away from a host for a while."""
+        rows = self.get("/os-services", host=host)["services"]
+        path = f"/compute/v2.1/os-services/{next(row['id'] for row in rows)}"
+        self.http.put(path, json={"status": "disabled"}, headers=VERSION).raise_for_status()
+        try:
+            yield
+        finally:
+            self.http.put(path, json={"status": "enabled"}, headers=VERSION).raise_for_status()
 
     # --- the database, read only -------------------------------------------------------------------
 
@@ -381,9 +413,16 @@ class Cloud:
         lines = self.processes(host)
         guests = {match[1] for line in lines if (match := re.search(r"^\S*qemu-system.* -uuid (\S+)", line))}
         found += [f"guest {name}" for name in guests ^ running]
-        found += [f"process {line}" for line in lines if re.search(r"disks\.receive|^ssh |^qemu-img|^genisoimage", line)]
+        found += [
+            f"process {line}" for line in lines if re.search(r"disks\.receive|^ssh |^qemu-img|^genisoimage", line)
+        ]
         taps = re.findall(r"^vnet\d+", one.exec(["ip", "-brief", "link"]).stdout, re.M)
         return found + ([f"taps {taps}"] if len(taps) != len(running) else [])
+
+    def forget_images(self, host: str) -> None:
+        """Empty a host's cache of base images."""
+        for path in (self.instances(host) / "_base").iterdir():
+            path.unlink()
 
     # --- settings and mending ------------------------------------------------------------------------
 

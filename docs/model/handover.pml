@@ -1,10 +1,11 @@
 /* The hand-over of a server from one host to another, for the model checker Spin.
  *
  * One conductor, two hosts with an agent each, two attempts at the same target. Nobody sees another's variables: a
- * host decides from its own ledger and the messages that reached it, the conductor from its journal and the reports.
- * Messages come late, twice, out of order or never. Besides, up to MISHAPS of these happen, each at any point: a
- * host's power is cut, for a while or for good; an agent restarts alone; a guest dies; a step fails; a user cancels or
- * a limit passes without an answer. A conductor may crash at any time, and a human's word may be old when it arrives.
+ * host decides from its own ledger and the messages that reached it, the conductor from its journal and the
+ * reports. Messages come late, twice, out of order or never. Besides, up to MISHAPS of these happen, at any point: a
+ * host's power is cut, for a while or for good; an agent restarts alone; a guest dies; a step fails; a user cancels
+ * or a limit passes without an answer. A conductor may crash at any time, and a human's word may be old when it
+ * arrives.
  *
  * To be proved: never two runners; the runner's disk has every write that the guest was told is durable, and at any
  * time some host's disk has; every run ends, either with the guest running where the journal says, or with one host
@@ -36,9 +37,9 @@ mtype = { on, off, gone };                              /* a host's power */
 #define SOURCE 0
 #define TARGET 1
 #define OTHER(h) (1 - (h))
-#define HOST_OF(step) ((step == stop_guest || step == copy_disks || step == unseal) -> SOURCE : TARGET)
+#define HOST_OF(s) ((s == stop_guest || s == copy_disks || s == unseal) -> SOURCE : TARGET)
 
-/* ---- What is under way. An order that was sent stays: it may be taken now, late, twice, or not before the end. ---- */
+/* ---- What is under way. An order that was sent stays: it may be taken now, late, twice, or never. ---- */
 typedef Order { mtype step; byte epoch; byte number; byte handed_over }
 Order sent[MESSAGES];
 byte posted;
@@ -53,7 +54,7 @@ byte proof;                     /* from a human: this boot of the target is over
 /* ---- What each host keeps on its own disk ---- */
 typedef Ledger {
     byte epoch; byte number; mtype answer;      /* the newest order obeyed, and what became of it */
-    byte seal;                                  /* not to run at this epoch or an older one; 0: not sealed */
+    bool sealed;                                /* not to run here until an order brings a newer grant */
     byte grant_epoch; byte grant_boot;          /* may run at this epoch, in this boot of this host */
     byte released;                              /* the newest epoch at which the guest was let run here */
 }
@@ -109,9 +110,9 @@ ltl ends_well { [] (over -> well) }
 #endif
 
 #ifdef NO_SEAL
-#define SEALED(e) false
+#define SEALED false
 #else
-#define SEALED(e) (ledger[h].seal >= e)
+#define SEALED (ledger[h].sealed)
 #endif
 
 #ifdef NO_BOOT
@@ -134,6 +135,9 @@ ltl ends_well { [] (over -> well) }
 #define RELEASE 1
 #define RESUME  2
 #endif
+
+/* Whether the guest is to run at the target, or ever ran there, only the target knows. */
+#define NEEDS_WORD (awaiting == start_guest || awaiting == revoke)
 
 #define IN_WORK sent[host[h].doing - 1]
 #define AT(s, l) (host[h].doing && host[h].outcome == 0 && host[h].line == l && IN_WORK.step == s)
@@ -175,26 +179,24 @@ end: do
         fi }
 
     /* stop_guest, revoke: promise, then stop. revoke also says whether the guest was ever let run since hand_over. */
-    :: atomic { (AT(stop_guest, 0) || AT(revoke, 0)) -> ledger[h].seal = IN_WORK.epoch; host[h].line = 1 }
+    :: atomic { (AT(stop_guest, 0) || AT(revoke, 0)) -> ledger[h].sealed = true; host[h].line = 1 }
     :: atomic { AT(stop_guest, 1) -> host[h].running = false; host[h].outcome = done }
     :: atomic { AT(revoke, 1) -> host[h].running = false; host[h].outcome = (WAS_RELEASED -> ran : never_ran) }
 
-    /* start_guest, unseal: grant, which lifts an older seal; make it paused; record the release; let it run. */
-    :: atomic { (AT(start_guest, 0) || AT(unseal, 0)) ->
-        if
-        :: !SEALED(IN_WORK.epoch) -> ledger[h].seal = 0; host[h].line = 1;
-            ledger[h].grant_epoch = IN_WORK.epoch; ledger[h].grant_boot = host[h].boot
-        :: SEALED(IN_WORK.epoch) -> host[h].outcome = failed
-        :: MISHAP -> mishaps++; host[h].outcome = failed
-        fi }
-    :: atomic { (AT(start_guest, RELEASE) || AT(unseal, RELEASE)) -> ledger[h].released = IN_WORK.epoch; host[h].line++ }
+    /* start_guest, unseal: grant, which lifts the seal; make it paused; record the release; let it run. */
+    :: atomic { (AT(start_guest, 0) || AT(unseal, 0)) -> ledger[h].sealed = false; host[h].line = 1;
+        ledger[h].grant_epoch = IN_WORK.epoch; ledger[h].grant_boot = host[h].boot }
+    :: atomic { (AT(start_guest, 0) || AT(unseal, 0)) && MISHAP -> mishaps++; host[h].outcome = failed }
+    :: atomic { (AT(start_guest, RELEASE) || AT(unseal, RELEASE)) ->
+        ledger[h].released = IN_WORK.epoch; host[h].line++ }
     :: atomic { (AT(start_guest, RESUME) || AT(unseal, RESUME)) -> run_guest(); host[h].line++ }
     :: atomic { (AT(start_guest, 3) || AT(unseal, 3)) -> host[h].outcome = done }
 
     :: atomic { host[h].doing && host[h].outcome != 0 -> finish(host[h].outcome) }
     /* An order without a result, after a restart. A probe may find that it was done after all, which saves work;
      * this is the worse case. */
-    :: atomic { (host[h].power == on && !host[h].doing && ledger[h].number > 0 && ledger[h].answer == 0) -> finish(not_done) }
+    :: atomic { (host[h].power == on && !host[h].doing && ledger[h].number > 0 && ledger[h].answer == 0) ->
+        finish(not_done) }
 
     /* After a boot the agent asks, and takes no order before it knows the server's epoch. */
     :: atomic { host[h].power == on && asked[h] < host[h].boot -> asked[h] = host[h].boot }
@@ -202,9 +204,9 @@ end: do
         host[h].welcomed = true;
         ledger[h].epoch = (welcome[h].epoch > ledger[h].epoch -> welcome[h].epoch : ledger[h].epoch) }
 
-    /* What a host does without an order: autostart, a hypervisor that restarts a guest that died, a human's hand. It
-     * can only start what the ledger allows; a sealed guest is not known to the hypervisor, nor one of another boot. */
-    :: atomic { (host[h].power == on && !host[h].doing && !RUNS(h) && GRANTED && !SEALED(ledger[h].grant_epoch)
+    /* What happens without an order: autostart, a hypervisor that restarts a guest that died, a human's hand. Only
+     * what the ledger allows can start: a sealed guest is not known to the hypervisor, nor one of another boot. */
+    :: atomic { (host[h].power == on && !host[h].doing && !RUNS(h) && GRANTED && !SEALED
                  && ledger[h].released == ledger[h].grant_epoch) -> run_guest() }
     od
 }
@@ -221,9 +223,11 @@ end: do
 }
 
 /* Reads needs_fence(target) and sees that this host is off. By the time that is said, it may be on again. */
+#ifndef NO_HUMAN
 active proctype Human() {
-end: atomic { (awaiting == start_guest || awaiting == revoke) && host[TARGET].power != on -> proof = host[TARGET].boot }
+end: atomic { NEEDS_WORD && host[TARGET].power != on -> proof = host[TARGET].boot }
 }
+#endif
 
 /* ========================================== the conductor ========================================== */
 
@@ -259,7 +263,8 @@ inline next_attempt() {
 
 /* A report counts only for the order that is out. */
 #define ANSWERED(s, a) (awaiting == s && report[HOST_OF(s)].number == number && report[HOST_OF(s)].answer == a)
-#define NOT_DONE(h) (awaiting != 0 && HOST_OF(awaiting) == h && report[h].number == number && report[h].answer == not_done)
+#define NOT_DONE(h) \
+    (awaiting != 0 && HOST_OF(awaiting) == h && report[h].number == number && report[h].answer == not_done)
 
 /* A proof is about one boot: it counts only if no later boot of that host was welcomed. */
 #ifdef NO_PROOF
@@ -270,7 +275,8 @@ inline next_attempt() {
 
 /* The guest runs where the journal says, unless the power was cut there after it was started; or one host is off
  * whose word is missing. */
-#define ENDED_WELL  (awaiting == 0 && (RUNS(owner) || host[owner].power != on || ledger[owner].grant_boot != host[owner].boot))
+#define REBOOTED(h) (host[h].power != on || ledger[h].grant_boot != host[h].boot)
+#define ENDED_WELL  (awaiting == 0 && (RUNS(owner) || REBOOTED(owner)))
 #define NEEDS_FENCE (awaiting != 0 && host[HOST_OF(awaiting)].power != on)
 
 active proctype Conductor() {
@@ -290,11 +296,12 @@ active proctype Conductor() {
     :: atomic { ANSWERED(copy_disks, done) -> hand_over(); put_order(start_guest) }
     :: atomic { ANSWERED(start_guest, done) -> awaiting = 0 }
 
-    :: atomic { (ANSWERED(prepare, failed) || ANSWERED(copy_disks, failed) || ANSWERED(start_guest, failed)) -> turn() }
+    :: atomic { (ANSWERED(prepare, failed) || ANSWERED(copy_disks, failed) || ANSWERED(start_guest, failed)) ->
+        turn() }
     :: atomic { (MISHAP && (awaiting == prepare || awaiting == stop_guest || awaiting == copy_disks
                  || awaiting == start_guest)) -> mishaps++; turn() }
     :: atomic { ANSWERED(revoke, never_ran) -> take_back(); put_order(unseal) }
-    :: atomic { ANSWERED(revoke, ran) -> epoch++; put_order(start_guest) }     /* never back by itself */
+    :: atomic { ANSWERED(revoke, ran) -> put_order(start_guest) }              /* never back by itself */
     :: atomic { ANSWERED(unseal, failed) -> put_order(unseal) }
     :: atomic { ANSWERED(unseal, done) -> put_order(discard) }
     :: atomic { ANSWERED(discard, done) -> next_attempt() }
@@ -303,11 +310,13 @@ active proctype Conductor() {
 
     /* A proof instead of the target's word. Who gives it gives up what the guest may have written there: from here
      * the source's disk is what counts. */
-    :: atomic { (awaiting == start_guest || awaiting == revoke) && PROVED ->
+    :: atomic { NEEDS_WORD && PROVED ->
         proof = 0; whole[SOURCE] = true; whole[TARGET] = false; take_back(); put_order(unseal) }
 
-    :: atomic { asked[SOURCE] > welcome[SOURCE].boot -> welcome[SOURCE].boot = asked[SOURCE]; welcome[SOURCE].epoch = epoch }
-    :: atomic { asked[TARGET] > welcome[TARGET].boot -> welcome[TARGET].boot = asked[TARGET]; welcome[TARGET].epoch = epoch }
+    :: atomic { asked[SOURCE] > welcome[SOURCE].boot ->
+        welcome[SOURCE].boot = asked[SOURCE]; welcome[SOURCE].epoch = epoch }
+    :: atomic { asked[TARGET] > welcome[TARGET].boot ->
+        welcome[TARGET].boot = asked[TARGET]; welcome[TARGET].epoch = epoch }
 
 #ifdef NO_OUTBOX
     /* The order was sent first, and a crash came before the journal was written. */

@@ -1,7 +1,7 @@
 /* The undo window: confirm, revert, the timer and delete race for one server, for the model checker Spin.
  *
- * The guest runs at the target, the source keeps its sealed copy. Four callers come at any time, two conductors work on
- * one journal, orders come late or twice, and the source may fall silent for good at any point.
+ * The guest runs at the target, the source keeps its sealed copy. Four callers come at any time, two conductors work
+ * on one journal, orders come late or twice, and the source may fall silent for good at any point.
  *
  * To be proved: no copy is deleted unless another is left (but by a delete); confirm and revert never both act; never
  * two runners; in the end what was promised has come true, or only the silent source's word is missing.
@@ -78,8 +78,8 @@ proctype Deleter() {
 /* ============================================= the hosts ============================================= */
 
 #define TAKE(i) \
-    :: atomic { (posted > i && HOST_OF(sent[i].step) == h && sent[i].number > obeyed[h] && !(h == SOURCE && silent)) -> \
-        obeyed[h] = sent[i].number; act(sent[i].step) }
+    :: atomic { (posted > i && HOST_OF(sent[i].step) == h && !(h == SOURCE && silent) \
+                 && sent[i].number > obeyed[h]) -> obeyed[h] = sent[i].number; act(sent[i].step) }
 
 inline act(what) {
     if
@@ -110,7 +110,7 @@ proctype Silence() {
 /* Two of them, each with what it last read. What it writes stands only if nobody has written since. */
 typedef Row { byte revision; byte number; byte current; byte segments; mtype awaiting }
 
-#ifdef NO_REVISION
+#ifdef NO_REVISION      /* the bound only keeps the broken model finite */
 #define UNCHANGED (posted < MESSAGES && revision < 8)
 #else
 #define UNCHANGED (posted < MESSAGES && row.revision == revision)
@@ -143,6 +143,8 @@ end: do
     :: atomic { BEGINS && UNCHANGED -> put_order(FIRST(segment[row.current])) }
     :: atomic { ANSWERED && UNCHANGED -> go_on() }
     :: atomic { OWABLE && UNCHANGED -> go_on() }            /* a debt: nobody waits for the clean-up */
+    /* A deleted server needs the silent source's word no more. */
+    :: atomic { row.awaiting == start_source && verdict == delete && UNCHANGED -> end_segment() }
     /* The revert refuses before anything is touched, and the window is open again. */
     :: atomic { row.awaiting == check_source && UNCHANGED -> end_segment();
         verdict = (verdict == delete -> delete : 0) }

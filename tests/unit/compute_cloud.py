@@ -38,12 +38,19 @@ def add_host(tx: Connection, name: str, **more: Any) -> None:
     """Add a host that was heard of just now."""
     row = {
         "name": name, "service_uuid": ids.new_uuid(), "hypervisor_uuid": ids.new_uuid(),
-        "address": f"10.0.0.{name[1:]}", "boot": "b", "ledger": "l", "protocols": {}, "vcpus": 4, "ram_mb": 4096, "disk_gb": 40, "reserved_vcpus": 0,
-        "reserved_ram_mb": 512, "reserved_disk_gb": 0, "cpu_ratio": 16.0, "ram_ratio": 1.0, "disk_ratio": 1.0,
-        "architecture": "x86_64", "hypervisor": "libvirt", "hypervisor_version": 9000000, "root_disk": "qcow2",
-        "free_disk_gb": 30, "uptime": "up 1 day", "heard_at": clock.now(), "created_at": clock.now(),
+        "address": f"10.0.0.{name[1:]}", "boot": "b", "ledger": "l", "protocols": {},
+        "vcpus": 4, "ram_mb": 4096, "disk_gb": 40, "free_disk_gb": 30,
+        "reserved_vcpus": 0, "reserved_ram_mb": 512, "reserved_disk_gb": 0,
+        "cpu_ratio": 16.0, "ram_ratio": 1.0, "disk_ratio": 1.0, "architecture": "x86_64", "root_disk": "qcow2",
+        "hypervisor": "libvirt", "hypervisor_version": 9000000, "uptime": "up 1 day",
+        "heard_at": clock.now(), "created_at": clock.now(),
     }  # fmt: skip
     tx.execute(hosts.insert().values(**{**row, **more}))
+
+
+def at(cloud: Cloud, who: str, version: str = "2.1") -> dict[str, str]:
+    """Return the headers of a user's request at a microversion."""
+    return {**cloud.token(who), "X-OpenStack-Nova-API-Version": version}
 
 
 def servers_url(path: str = "") -> str:

@@ -9,7 +9,18 @@ import pytest
 from sqlalchemy import select, update
 
 from tests.unit.cloud import Cloud
-from tests.unit.compute_cloud import active, add_host, claim, close, create, furnish, open_window, progress, servers_url
+from tests.unit.compute_cloud import (
+    active,
+    add_host,
+    at,
+    claim,
+    close,
+    create,
+    furnish,
+    open_window,
+    progress,
+    servers_url,
+)
 from whimbrel.domain.migration import Mark
 from whimbrel.domain.server import Flavor
 from whimbrel.migration.messages import Console, ReadConsole
@@ -18,10 +29,6 @@ from whimbrel.store import flavors
 from whimbrel.store.tables import hosts, migrations, servers
 
 pytestmark = pytest.mark.anyio
-
-
-def at(cloud: Cloud, who: str, version: str = "2.1") -> dict[str, str]:
-    return {**cloud.token(who), "X-OpenStack-Nova-API-Version": version}
 
 
 async def act(cloud: Cloud, server_id: str, body: Any, who: str = "admin", version: str = "2.1") -> httpx2.Response:

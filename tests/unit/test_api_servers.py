@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import event, select, update
 
 from tests.unit.cloud import URL, Cloud
-from tests.unit.compute_cloud import IMAGE, active, close, create, furnish, progress, servers_url
+from tests.unit.compute_cloud import IMAGE, active, at, close, create, furnish, progress, servers_url
 from whimbrel.domain.server import Flavor
 from whimbrel.ops import clock
 from whimbrel.store import flavors
@@ -16,10 +16,6 @@ from whimbrel.store.tables import migrations, outbox, ports, servers
 
 pytestmark = pytest.mark.anyio
 MISSING = "bbbbbbbb-0000-4000-8000-000000000002"
-
-
-def at(cloud: Cloud, who: str, version: str) -> dict[str, str]:
-    return {**cloud.token(who), "X-OpenStack-Nova-API-Version": version}
 
 
 async def show(cloud: Cloud, server_id: str, who: str = "alice", version: str = "2.1") -> dict[str, Any]:

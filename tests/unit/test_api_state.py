@@ -50,6 +50,8 @@ CASES: list[tuple[str, Any, Any, dict[str, Mark], tuple[str, str | None, str]]] 
     ("is paused", server(power_state="paused"), None, {}, ("paused", None, "PAUSED")),
     ("is deleted", server(deleted_at=2.0), None, {}, ("deleted", None, "DELETED")),
     ("could not be built", server(host=None, fault={"code": 500}), None, {}, ("error", None, "ERROR")),
+    ("could not be built and is deleted now", server(host=None, launched_at=None, fault={"code": 500}),
+     move(DELETE, kind=Kind.DELETE), {}, ("error", "deleting", "ERROR")),
     ("is looked for a host", server(host=None), move(BUILD, kind=Kind.BUILD), {}, ("building", "scheduling", "BUILD")),
     ("is made", server(), move(BUILD, kind=Kind.BUILD), {"claim": DONE}, ("building", "spawning", "BUILD")),
     ("is prepared for", server(), move(), {"claim": DONE, "prepare": DONE}, ("active", "resize_prep", "RESIZE")),

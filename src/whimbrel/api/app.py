@@ -125,7 +125,8 @@ async def serve(services: Services, more: Sequence[BaseRoute] = ()) -> None:
         await asyncio.shield(running)
     except asyncio.CancelledError:
         server.should_exit = True
-        await running
+        with anyio.CancelScope(shield=True):
+            await running
         raise
 
 

@@ -11,22 +11,12 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from whimbrel.domain.errors import NotFound, WhimbrelError
+from whimbrel.domain.errors import NotFound
 from whimbrel.lab import Lab
 from whimbrel.lab.logs import Wanted, entries
 from whimbrel.lab.processes import ENVIRONMENT, enter
 
 DEFAULT_DIR = ".lab"
-
-
-class _LabGroup(click.Group):
-    """A group whose commands end with one sentence when something is wrong."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except WhimbrelError as error:
-            raise click.ClickException(str(error)) from error
 
 
 def _in_dir(command: Any) -> Any:
@@ -42,7 +32,7 @@ def _in_dir(command: Any) -> Any:
     )(command)
 
 
-@click.group(cls=_LabGroup)
+@click.group()
 def lab() -> None:
     """Make hosts on this machine, move servers between them, and break things on purpose."""
 

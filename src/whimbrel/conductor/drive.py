@@ -192,7 +192,7 @@ class Driver:
             "mark": Mark.DOING if verb is Verb.DO else Mark.UNDOING,
             "number": order.number,
             "outstanding": msgspec.to_builtins(order),
-            "heard_at": now,
+            "heard_at": orders.last_word(hand.tx, host, now),
             "asked_at": now,
         }
         if verb is Verb.DO:

@@ -34,6 +34,16 @@ def host_for(migration: Row[Any], where: Where) -> str | None:
     return host
 
 
+QUIET = 20.0
+"""A host whose last heartbeat is older than this, in seconds, has been silent since then, order or no order."""
+
+
+def last_word(tx: Connection, host: str, now: float) -> float:
+    """Return since when this host's silence counts: now, or its last heartbeat if it has been quiet for a while."""
+    heard = tx.execute(select(hosts.c.heard_at).where(hosts.c.name == host)).scalar_one_or_none()
+    return heard if heard is not None and now - heard > QUIET else now
+
+
 def build(
     tx: Connection,
     migration: Row[Any],

@@ -81,7 +81,7 @@ async def _watch(call: Call, story: Story) -> AsyncIterator[bytes]:
             if story.row.revision != shown:
                 shown = story.row.revision
                 yield _event("migration", {"migration": _shown(call, story)})
-            if not story.row.open or story.row.window_open:
+            if not story.row.open or (story.row.window_open and story.row.verdict is None):
                 return
             try:
                 word = await asyncio.wait_for(queue.get(), PING_SECONDS)

@@ -120,8 +120,6 @@ def _moving(server: Row[Any], move: Row[Any], marks: Marks) -> tuple[str, str | 
             return "building", "spawning" if begun(marks, "claim") else "scheduling"
         case "power":
             return _before(server, move), POWER_TASKS[PowerAction(move.action)]
-        case "delete" if move.kind == Kind.DELETE and server.host is None and server.launched_at is None:
-            return "building", None
         case "delete" if move.kind == Kind.DELETE:
             return _resting(server), None
         case "revert" if not move.window_open:
