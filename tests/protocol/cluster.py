@@ -373,7 +373,7 @@ class Cluster:
 
     def verdict(self, verdict: Verdict) -> None:
         """Confirm or revert as the API does."""
-        begun = self.store.write_now(migrations.give_verdict, SERVER, verdict, **IDENTITY)
+        begun = self.store.write_now(migrations.give_verdict, SERVER, verdict, request_id="req-2")
         self.queue.append(Wake(begun.migration_id))
 
     def delete(self) -> None:
@@ -411,9 +411,14 @@ class Cluster:
         for host in self.hosts.values():
             if host.up:
                 self.beat(host)
-        due = self.store.write_now(timers.tick, self.driver, self.conf)
-        self._take(due.effects)
-        self.queue.extend(ask for ask in due.asks if self.hosts[ask.order.host].up)
+        due = self.store.read_now(timers.look, self.conf)
+        for key in due.silent:
+            self._take(self.store.write_now(timers.call_silent, self.driver, key))
+        for server in due.windows:
+            self._take(self.store.write_now(timers.close_window, server))
+        self._take(self.store.write_now(timers.collect_debts, self.conf))
+        self.store.write_now(timers.note_asked, [key for key, _ in due.asks])
+        self.queue.extend(ask for _, ask in due.asks if self.hosts[ask.order.host].up)
         return bool(self.queue)
 
     def deliver(self) -> None:

@@ -255,3 +255,15 @@ def test_every_message_twice_changes_nothing() -> None:
     cluster.verdict(Verdict.CONFIRM)
     cluster.run()
     cluster.settled("h2")
+
+
+def test_an_undo_window_that_has_run_out_confirms_itself() -> None:
+    cluster = Cluster(confirm_window=300)
+    cluster.start()
+    cluster.run()
+    cluster.tick(later=200)
+    assert cluster.migration().window_open
+    cluster.tick(later=101)
+    cluster.run()
+    assert cluster.migration().outcome == "confirmed", cluster.story()
+    cluster.settled("h2")

@@ -148,10 +148,9 @@ def _entries(tx: Connection, migration: Row[Any]) -> dict[str, Entry]:
 
 
 def _reason(entries: dict[str, Entry]) -> str | None:
-    """Return why the attempt turned: the first step, in time, that says why."""
+    """Return why the attempt turned: rows begin in order, so the last one begun that failed is the cause."""
     told = [entry for entry in entries.values() if entry.reason and entry.mark is not Mark.DONE]
-    told.sort(key=lambda entry: entry.started_at or 0.0)
-    return told[-1].reason if told else None
+    return max(told, key=lambda entry: entry.started_at or 0.0).reason if told else None
 
 
 def power_from(facts: dict[str, Any]) -> PowerState | None:

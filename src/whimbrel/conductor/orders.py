@@ -18,7 +18,7 @@ TicketUrl = Callable[[str], str]
 """Makes the address, with a short-lived ticket, at which a host may fetch an image of this id."""
 
 
-_PLACES = select(hosts.c.name, hosts.c.address, hosts.c.root_disk).where(
+_PLACES = select(hosts.c.name, hosts.c.address).where(
     (hosts.c.name == bindparam("a")) | (hosts.c.name == bindparam("b"))
 )
 
@@ -79,8 +79,7 @@ def build(
 
 def _work(tx: Connection, migration: Row[Any], server: Row[Any], grace: int, ticket_url: TicketUrl) -> Work:
     places = {row.name: row for row in tx.execute(_PLACES, {"a": migration.source, "b": migration.target})}
-    target = places.get(migration.target)
-    root_disk = server.root_disk or (target.root_disk if target is not None else "qcow2")
+    root_disk = server.root_disk or "qcow2"
     image = servers_core.image_of(server.image)
     if image is not None:
         image = servers_core.image_of(server.image, ticket_url(image.id))
@@ -91,7 +90,7 @@ def _work(tx: Connection, migration: Row[Any], server: Row[Any], grace: int, tic
         old=guest if same else servers_core.guest_of(tx, server, migration.old_flavor, root_disk),
         image=image,
         source=_place(places.get(migration.source)),
-        target=_place(target),
+        target=_place(places.get(migration.target)),
         was_running=migration.was_running,
         grace=grace,
         action=PowerAction(migration.action) if migration.action else None,

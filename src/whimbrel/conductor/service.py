@@ -46,7 +46,7 @@ class Conductor:
     async def run(self) -> None:
         """Take up what is unfinished, then serve until cancelled."""
         for migration_id in await self._store.read(migrations.open_ids):
-            await self._publish(await self._write(self._driver.advance, migration_id))
+            await self._apart(self._driver.advance, migration_id)
         await self._bus.subscribe("heartbeats", self._on_heartbeat)
         await self._bus.consume("conductor", self._on_message, prefetch=64)
         _log.info("conductor ready")
@@ -77,10 +77,27 @@ class Conductor:
             await self._publish(await self._write(hosts.hear, message, start_guests_after_boot=start))
 
     async def _tick(self) -> None:
-        due = await self._write(timers.tick, self._driver, self._conf)
-        await self._publish(due.effects)
-        for ask in due.asks:
+        due = await self._store.read(timers.look, self._conf)
+        for key in due.silent:
+            await self._apart(timers.call_silent, self._driver, key)
+        for server in due.windows:
+            await self._apart(timers.close_window, server)
+        for migration_id in due.unplaced:
+            await self._apart(timers.place_again, self._driver, migration_id)
+        await self._apart(timers.collect_debts, self._conf)
+        if due.asks:
+            await self._write(timers.note_asked, [key for key, _ in due.asks])
+        for _, ask in due.asks:
             await self._bus.cast(f"agent.{ask.order.host}", ask)
+
+    async def _apart(self, function: Callable[..., Effects], *args: object) -> None:
+        """Run one transaction and publish what it leaves."""
+        try:
+            await self._publish(await self._write(function, *args))
+        except (BusError, Unavailable):
+            raise
+        except Exception:  # every other migration must outlive a fault in this one
+            _log.exception("internal error in a timer", what=function.__name__, on=str(args[-1])[:200])
 
     async def _write(self, function: Callable[..., T], *args: object, **kwargs: object) -> T:
         """Run a transaction; when another conductor was first, read again and decide anew, a few times."""

@@ -1,4 +1,8 @@
-"""What happens because time passes: asking about orders, calling a host silent, closing windows, paying debts."""
+"""What happens because time passes: asking about orders, calling a host silent, closing windows, paying debts.
+
+`look` finds what is due without changing anything; each finding is then a transaction of its own, so that a fault in
+one migration leaves the others their time.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from whimbrel.domain.migration import Mark
 from whimbrel.migration.messages import Ask, Targets
 from whimbrel.ops import clock, settings
 from whimbrel.store import debts, journal, migrations
+from whimbrel.store.journal import Key
 from whimbrel.store.tables import migrations as table
 
 _log = structlog.get_logger()
@@ -20,59 +25,81 @@ _log = structlog.get_logger()
 PATIENCE = 60.0
 """No host may be silent for longer than this, in seconds, whatever its step's limit is."""
 
+CHOOSE_AGAIN_AFTER = 5.0
 NO_SCHEDULER_AFTER = 60.0
-"""A migration for which no scheduler answers is ended after this many seconds."""
+"""A migration for which no scheduler answers is asked about again, and ended after this many seconds."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Due:
-    """What one tick found to do outside of the transaction."""
+    """What one look found."""
 
-    asks: list[Ask] = field(default_factory=list)
-    effects: Effects = field(default_factory=Effects)
+    silent: list[Key] = field(default_factory=list)
+    asks: list[tuple[Key, Ask]] = field(default_factory=list)
+    windows: list[str] = field(default_factory=list)
+    unplaced: list[int] = field(default_factory=list)
 
 
-def tick(tx: Connection, driver: Driver, conf: settings.Conductor) -> Due:
-    """Look at every awaited order, every window and every debt once."""
-    due = Due()
+def look(tx: Connection, conf: settings.Conductor) -> Due:
+    """Return the orders to ask about, the hosts to call silent, the windows to close and the migrations to place."""
     now = clock.now()
-    _watch_orders(tx, driver, conf, now, due)
-    for begun in migrations.confirm_when_due(tx, now):
-        _log.info("undo window has run out: confirming", migration=begun.migration_id)
-        due.effects.outbox += begun.outbox
-    for order in debts.due(tx, now, heard_since=now - conf.service_down_after / 2):
-        send(tx, order, due.effects)
-    _ask_scheduler_again(tx, driver, now, due)
-    return due
-
-
-def _watch_orders(tx: Connection, driver: Driver, conf: settings.Conductor, now: float, due: Due) -> None:
+    due = Due(windows=migrations.windows_run_out(tx, now), unplaced=_unplaced(tx, now))
     for row in journal.awaited(tx):
         key = (row.migration_id, row.segment, row.attempt, row.step)
         order = journal.order_of(row)
         if row.mark in (Mark.DOING, Mark.UNDOING) and now - row.heard_at > min(order.limit, PATIENCE):
-            mark = Mark.LOST if row.mark == Mark.DOING else Mark.UNDO_LOST
-            reason = row.reason or f"Host {row.host} has not answered for {int(now - row.heard_at)} s."
-            journal.write(tx, key, {"mark": mark, "reason": reason, "ended_at": now})
-            _log.warning("host is silent", on=row.host, migration=row.migration_id, step=row.step, reason=reason)
-            due.effects.merge(driver.advance(tx, row.migration_id))
+            due.silent.append(key)
         elif now - row.asked_at >= conf.ask_after:
-            journal.write(tx, key, {"asked_at": now})
-            due.asks.append(Ask(order))
+            due.asks.append((key, Ask(order)))
+    return due
 
 
-def _ask_scheduler_again(tx: Connection, driver: Driver, now: float, due: Due) -> None:
-    """Migrations that got no list of targets: the scheduler was away, or its answer was lost."""
-    rows = tx.execute(
-        select(table.c.id, table.c.revision, table.c.created_at).where(
-            table.c.open, table.c.targets.is_(None), table.c.target.is_(None), table.c.updated_at < now - 5.0
-        )
-    ).all()
-    for row in rows:
-        if now - row.created_at > NO_SCHEDULER_AFTER:
-            reason = [{"host": "-", "filter": "scheduler", "reason": "No scheduler answers; start one and try again."}]
-            migrations.save(tx, row.id, row.revision, {"targets": [], "refusals": reason})
-        due.effects.merge(driver.advance(tx, row.id))
+def call_silent(tx: Connection, driver: Driver, key: Key) -> Effects:
+    """Write down that the host of this order has not answered, and drive the migration on."""
+    row = journal.row_for(tx, key)
+    if row is None or row.mark not in (Mark.DOING, Mark.UNDOING):
+        return Effects()
+    now = clock.now()
+    reason = row.reason or f"Host {row.host} has not answered for {int(now - row.heard_at)} s."
+    mark = Mark.LOST if row.mark == Mark.DOING else Mark.UNDO_LOST
+    journal.write(tx, key, {"mark": mark, "reason": reason, "ended_at": now})
+    _log.warning("host is silent", on=row.host, migration=row.migration_id, step=row.step, reason=reason)
+    return driver.advance(tx, row.migration_id)
+
+
+def note_asked(tx: Connection, keys: list[Key]) -> None:
+    """Remember when these orders were asked about last."""
+    for key in keys:
+        journal.write(tx, key, {"asked_at": clock.now()})
+
+
+def close_window(tx: Connection, server_id: str) -> Effects:
+    """Confirm a migration whose undo window has run out."""
+    begun = migrations.confirm_when_due(tx, server_id, clock.now())
+    if begun is None:
+        return Effects()
+    _log.info("undo window has run out: confirming", migration=begun.migration_id, server=server_id)
+    return Effects(outbox=begun.outbox)
+
+
+def collect_debts(tx: Connection, conf: settings.Conductor) -> Effects:
+    """Send the clean-up that hosts owe to those that answer again."""
+    effects = Effects()
+    now = clock.now()
+    for order in debts.due(tx, now, heard_since=now - conf.service_down_after / 2):
+        send(tx, order, effects)
+    return effects
+
+
+def place_again(tx: Connection, driver: Driver, migration_id: int) -> Effects:
+    """Ask for targets once more: the scheduler was away, or its answer was lost. After a minute, give up."""
+    row = migrations.load(tx, migration_id)
+    if row is None or not row.open or row.targets is not None:
+        return Effects()
+    if clock.now() - row.created_at > NO_SCHEDULER_AFTER:
+        reason = [{"host": "-", "filter": "scheduler", "reason": "No scheduler answers; start one and try again."}]
+        migrations.save(tx, row.id, row.revision, {"targets": [], "refusals": reason})
+    return driver.advance(tx, migration_id)
 
 
 def keep_targets(tx: Connection, driver: Driver, migration_id: int, answer: Targets) -> Effects:
@@ -83,3 +110,10 @@ def keep_targets(tx: Connection, driver: Driver, migration_id: int, answer: Targ
     hosts = [{"host": host, "weight": weight} for host, weight in zip(answer.hosts, answer.weights, strict=True)]
     migrations.save(tx, row.id, row.revision, {"targets": hosts, "refusals": msgspec.to_builtins(answer.refusals)})
     return driver.advance(tx, migration_id)
+
+
+def _unplaced(tx: Connection, now: float) -> list[int]:
+    query = select(table.c.id).where(
+        table.c.open, table.c.targets.is_(None), table.c.target.is_(None), table.c.updated_at < now - CHOOSE_AGAIN_AFTER
+    )
+    return list(tx.execute(query).scalars())

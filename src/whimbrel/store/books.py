@@ -29,6 +29,7 @@ class StoreBooks:
             raise StepError(f"No host is left to try for server {case.server}.")
         need = resources_of(flavor_of(self._migration(case).new_flavor))
         free = claims.take(self._tx, case.target, case.server, case.attempt, need)
+        self._choose_root_disk(case.server, case.target)
         return {"host": case.target, "free_vcpus": free.vcpus, "free_ram_mb": free.ram_mb, "free_disk_gb": free.disk_gb}
 
     def give_back_claim(self, case: Case) -> None:
@@ -53,13 +54,10 @@ class StoreBooks:
         flavor = migration.new_flavor if at is Where.TARGET else migration.old_flavor
         server = self._tx.execute(select(servers).where(servers.c.id == case.server)).one()
         epoch = server.epoch + 1
-        root_disk = server.root_disk
-        if root_disk is None and host is not None:
-            root_disk = self._tx.execute(select(hosts.c.root_disk).where(hosts.c.name == host)).scalar_one()
         self._tx.execute(
             update(servers)
             .where(servers.c.id == case.server)
-            .values(host=host, flavor=flavor, epoch=epoch, root_disk=root_disk, updated_at=clock.now())
+            .values(host=host, flavor=flavor, epoch=epoch, updated_at=clock.now())
         )
         return {"host": host, "epoch": epoch}
 
@@ -69,6 +67,13 @@ class StoreBooks:
         networks.free_ports(self._tx, case.server)
         self._tx.execute(
             update(servers).where(servers.c.id == case.server).values(deleted_at=now, terminated_at=now, updated_at=now)
+        )
+
+    def _choose_root_disk(self, server_id: str, host: str) -> None:
+        """Give a server that is being built the root disk's format of its host, for life: a setting may change."""
+        format_there = select(hosts.c.root_disk).where(hosts.c.name == host).scalar_subquery()
+        self._tx.execute(
+            update(servers).where(servers.c.id == server_id, servers.c.host.is_(None)).values(root_disk=format_there)
         )
 
     def _migration(self, case: Case) -> Row[Any]:

@@ -12,6 +12,9 @@ from whimbrel.migration.journal import Entry
 from whimbrel.migration.messages import Facts, Order
 from whimbrel.store.tables import journal, migrations
 
+Key = tuple[int, int, int, str]
+"""Migration, segment, attempt, step."""
+
 AWAITED = (Mark.DOING, Mark.UNDOING, Mark.LOST, Mark.UNDO_LOST)
 """Marks of rows whose host still owes an answer."""
 
@@ -59,7 +62,7 @@ def entry_of(row: Row[Any]) -> Entry:
     )
 
 
-def write(tx: Connection, key: tuple[int, int, int, str], values: dict[str, Any], *, new: bool = False) -> None:
+def write(tx: Connection, key: Key, values: dict[str, Any], *, new: bool = False) -> None:
     """Update the row of (migration, segment, attempt, step), or insert it when it is `new`."""
     migration_id, segment, attempt, step = key
     if new:
@@ -70,7 +73,7 @@ def write(tx: Connection, key: tuple[int, int, int, str], values: dict[str, Any]
     tx.execute(update(journal).where(_KEY).values({name: bindparam(name) for name in values}), {**names, **values})
 
 
-def row_for(tx: Connection, key: tuple[int, int, int, str]) -> Row[Any] | None:
+def row_for(tx: Connection, key: Key) -> Row[Any] | None:
     """Return one row whole, None when the step was never begun."""
     return tx.execute(_ROW, dict(zip(("migration", "segment", "attempt", "step"), key, strict=True))).one_or_none()
 

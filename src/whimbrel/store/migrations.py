@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, bindparam, select, update
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, select, update
 
 from whimbrel.domain.errors import Conflict, Invalid, NotFound
 from whimbrel.domain.migration import Kind, Verdict
@@ -80,9 +80,7 @@ def begin(
     return _woken(tx, int(key[0]), 0)
 
 
-def give_verdict(
-    tx: Connection, server_id: str, verdict: Verdict, *, request_id: str, user_id: str, project_id: str
-) -> Begun:
+def give_verdict(tx: Connection, server_id: str, verdict: Verdict, *, request_id: str) -> Begun:
     """Close the undo window. The same verdict again is accepted, another is a Conflict; none open is Invalid."""
     row = open_of(tx, server_id)
     if row is None or not (row.window_open or row.verdict):
@@ -124,21 +122,24 @@ def request_delete(tx: Connection, server_id: str, *, request_id: str, user_id: 
     return _woken(tx, row.id, len(row.segments))
 
 
-def confirm_when_due(tx: Connection, now: float) -> list[Begun]:
-    """Give every undo window that has run out its confirm."""
-    rows = tx.execute(
-        select(migrations).where(
-            migrations.c.open,
-            migrations.c.window_open,
-            migrations.c.verdict.is_(None),
-            migrations.c.window_closes_at <= now,
-        )
-    ).all()
-    begun = []
-    for row in rows:
-        _set_verdict(tx, row, Verdict.CONFIRM, row.request_id)
-        begun.append(_woken(tx, row.id, row.segment + 1))
-    return begun
+def windows_run_out(tx: Connection, now: float) -> list[str]:
+    """Return the servers whose undo window has run out without a verdict."""
+    return list(tx.execute(select(migrations.c.server_id).where(*_run_out(now))).scalars())
+
+
+def confirm_when_due(tx: Connection, server_id: str, now: float) -> Begun | None:
+    """Confirm this server's migration if its window has run out; None when a verdict came first."""
+    query = select(migrations).where(*_run_out(now), migrations.c.server_id == server_id).with_for_update()
+    row = tx.execute(query).one_or_none()
+    if row is None:
+        return None
+    _set_verdict(tx, row, Verdict.CONFIRM, row.request_id)
+    return _woken(tx, row.id, row.segment + 1)
+
+
+def _run_out(now: float) -> tuple[ColumnElement[bool], ...]:
+    c = migrations.c
+    return c.open.is_(True), c.window_open.is_(True), c.verdict.is_(None), c.window_closes_at <= now
 
 
 def open_of(tx: Connection, server_id: str) -> Row[Any] | None:

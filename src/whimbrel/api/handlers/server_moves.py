@@ -130,9 +130,7 @@ def _verdict(tx: Connection, call: Call, verdict: Verdict, action: str) -> Begun
     if not again:
         require(situation, action, ("resized",))
     who = finding.asked(call)
-    begun = migrations.give_verdict(
-        tx, server.id, verdict, request_id=who.request_id, user_id=who.user_id, project_id=server.project_id
-    )
+    begun = migrations.give_verdict(tx, server.id, verdict, request_id=who.request_id)
     if begun.outbox:
         actions.record(tx, server.id, action, who, migration_id=begun.migration_id, segment=begun.segment)
     return begun
