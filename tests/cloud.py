@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
-from time import monotonic
 from typing import Any
 
 import httpx2
@@ -26,9 +25,9 @@ from whimbrel.lab import Lab, guest
 from whimbrel.lab.configs import INSTANCES_DIR
 from whimbrel.lab.processes import members
 from whimbrel.lab.seed import IMAGE_NAME
-from whimbrel.ops import ids, settings
+from whimbrel.ops import clock, ids, settings
 from whimbrel.store.engine import Store
-from whimbrel.store.tables import claims, debts, journal, migrations
+from whimbrel.store.tables import claims, debts, hosts, journal, migrations
 
 DEADLINE = 90.0
 """Seconds for whatever must come; generous, because the machine that runs the tests may be busy."""
@@ -45,9 +44,9 @@ Json = dict[str, Any]
 
 def wait_for(what: str, look: Callable[[], Any], deadline: float = DEADLINE) -> Any:
     """Return the first true answer of `look`; fail with `what` did not come."""
-    end, pause = monotonic() + deadline, Event()
+    end, pause = clock.monotonic() + deadline, Event()
     while not (found := look()):
-        assert monotonic() < end, f"waited {deadline:g} s for {what}"
+        assert clock.monotonic() < end, f"waited {deadline:g} s for {what}"
         pause.wait(LOOK)
     return found
 
@@ -111,11 +110,15 @@ class Server:
         self.wait("ACTIVE", "SHUTOFF")
 
     def revert(self) -> None:
-        """Give up the target's copy and what was written there, and wait until that is done."""
-        (sealed,) = [copy for copy in self.copies() if ".sealed-" in copy.parent.name]
+        """Give up the target's copy, and wait until that is done."""
+        self.ask_to_revert()
+        self.wait("ACTIVE", "SHUTOFF")
+
+    def ask_to_revert(self) -> None:
+        """Give up the target's copy and with it, by the user's own will, what was written there."""
+        sealed = next(copy for copy in self.copies() if ".sealed-" in copy.parent.name)
         self.promised = max(boot.last for boot in boots_of(read(sealed)))
         self.act("revertResize")
-        self.wait("ACTIVE", "SHUTOFF")
 
     def delete(self) -> None:
         """Delete the server and wait until it is gone."""
@@ -153,6 +156,10 @@ class Server:
     def at_step(self, step: str, *marks: str) -> None:
         """Wait until the step of the last move has one of these marks."""
         wait_for(f"step {step} of server {self.id}", lambda: self.steps().get(step, {}).get("mark") in marks)
+
+    def wait_for_reason(self, step: str, words: str) -> None:
+        """Wait until a step of the last move says these words while it waits."""
+        wait_for(f"{words!r} at step {step}", lambda: words in (self.steps()[step]["reason"] or ""))
 
     def reason(self) -> str:
         """Return why the last move ended as it did; the same words must stand in the server's instance action."""
@@ -220,7 +227,7 @@ class Server:
         boot = boots_of(read(live))[-1]
         for copy in self.copies():
             boots = boots_of(read(copy))
-            before = boots[:-1] if copy == live else boots
+            before = boots[:-1] if copy.samefile(live) else boots
             self.promised = max([self.promised, *(boot.last for boot in before)])
         found = boot.found
         assert found["intact"] == found["total"] == found["last"], boot.text[:500]
@@ -347,6 +354,12 @@ class Cloud:
         facts: Json = self._store.read_now(lambda tx: tx.execute(query).scalar_one())
         return facts
 
+    def heard_at(self, host: str) -> float:
+        """Return when a host's agent was heard last, in epoch seconds."""
+        query = select(hosts.c.heard_at).where(hosts.c.name == host)
+        heard: float = self._store.read_now(lambda tx: tx.execute(query).scalar_one())
+        return heard
+
     def books(self) -> tuple[list[tuple[str, str, int, int, int]], int, int]:
         """Return the claims (server, host, vcpus, MiB, GiB), and how many debts and migrations are open."""
 
@@ -379,6 +392,10 @@ class Cloud:
                 found.append(Path(f"/proc/{pid}/cmdline").read_text(errors="replace").replace("\0", " ").strip())
         return found
 
+    def ssh_clients(self, host: str) -> list[str]:
+        """Return the command lines of a host's SSH clients."""
+        return [line for line in self.processes(host) if line.startswith("ssh ")]
+
     def runners(self, server: str) -> list[str]:
         """Return the hosts on which a process holds the server's disks."""
         lines = {host: self.processes(host) for host in self.lab.hosts}
@@ -390,8 +407,8 @@ class Cloud:
             here = {server.id for server, place in places.items() if place == host}
             running = here - {server.id for server in stopped}
             # What ends by itself gets a moment: a receiver hears of its source's end only when the pipe closes.
-            pause, end = Event(), monotonic() + 10
-            while (left := self._leftovers(host, here, running)) and monotonic() < end:
+            pause, end = Event(), clock.monotonic() + 10
+            while (left := self._leftovers(host, here, running)) and clock.monotonic() < end:
                 pause.wait(LOOK)
             assert not left, f"on {host}: {left}"
         taken, unpaid, unfinished = self.books()
@@ -403,7 +420,7 @@ class Cloud:
         )
 
     def _leftovers(self, host: str, here: set[str], running: set[str]) -> list[str]:
-        """Return where a host differs from holding these servers and running these; base images may stay in its cache."""
+        """Return where a host differs from holding these servers and running these; its cache may hold base images."""
         one, root = self.lab.host(host), self.instances(host)
         names = {path.name for path in root.iterdir()} - {"_base"}
         found = [f"file {name}" for name in names ^ here]
@@ -443,7 +460,10 @@ class Cloud:
 
     def _restart(self, role: str, host: str | None) -> None:
         self.lab.kill(role, host)
+        since = clock.now()
         self.lab.start(role, host)
+        if host is not None:
+            wait_for(f"the agent of {host}", lambda: self.heard_at(host) > since)
 
     def heal(self) -> None:
         """Bring everything back that a test took away, and delete its servers; then nothing may be left."""
@@ -456,7 +476,7 @@ class Cloud:
             host.boot()
             for role in ("sshd", "libvirtd", "agent"):
                 host.start(role)
-        wait_for("the API", self._answers)
+        wait_for("the API", self.answers)
         for server in self.servers:
             if not self.is_gone(f"/servers/{server.id}"):
                 server.delete()
@@ -469,7 +489,8 @@ class Cloud:
         services = self.get("/os-services")["services"]
         return {row["host"] for row in services if row["binary"] == "nova-compute" and row["state"] == "up"}
 
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
+        """Return whether the API is there."""
         try:
             return self.http.get("/healthz").is_success
         except httpx2.TransportError:

@@ -23,7 +23,10 @@ def lab_cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
     from tests.cloud import Cloud
     from whimbrel.lab import Lab
 
-    quick = {"agent": {"heartbeat_interval": 1, "stall_timeout": 5}, "conductor": {"ask_after": 1.0}}
+    quick = {
+        "agent": {"heartbeat_interval": 1, "stall_timeout": 5},
+        "conductor": {"ask_after": 1.0, "shutdown_grace": 8},
+    }
     lab = Lab.up(tmp_path_factory.mktemp("lab"), hosts=2, split=True, settings=quick)
     try:
         cloud = Cloud(lab)

@@ -21,7 +21,7 @@
 #define ATTEMPTS 2
 #endif
 #if MISHAPS > 3
-#define MESSAGES 20     /* orders that one run may draw; an assertion keeps it large enough */
+#define MESSAGES 20     /* orders that one run may draw; an assertion says when it is too small */
 #else
 #define MESSAGES 16
 #endif

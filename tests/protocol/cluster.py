@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from sqlalchemy import Connection, select
 
 from whimbrel.conductor import hosts as host_books
@@ -45,8 +46,8 @@ from whimbrel.store.tables import debts, journal, metadata, servers
 from whimbrel.store.tables import migrations as migrations_table
 
 SERVER = "11111111-2222-4333-8444-555555555555"
-SMALL = Flavor("small", "small", 1, 128, 1)
-LARGE = Flavor("large", "large", 2, 256, 2)
+SMALL = {"number": 1, **msgspec.to_builtins(Flavor("small", "small", 1, 128, 1))}
+LARGE = {"number": 2, **msgspec.to_builtins(Flavor("large", "large", 2, 256, 2))}
 IDENTITY = {"request_id": "req-1", "user_id": "u", "project_id": "p"}
 
 
@@ -327,12 +328,11 @@ class Cluster:
         host.domains[SERVER] = "xml"
         host.running = "running"
         host.durable |= {"epoch": 1, "number": 1, "grant": (1, host.boot), "released": 1}
-        snapshot = {"number": 1, **{f: getattr(SMALL, f) for f in SMALL.__dataclass_fields__}}
 
         def rows(tx: Connection) -> None:
             tx.execute(
                 servers.insert().values(
-                    id=SERVER, name="vm", project_id="p", user_id="u", reservation_id="r", flavor=snapshot, image=None,
+                    id=SERVER, name="vm", project_id="p", user_id="u", reservation_id="r", flavor=SMALL, image=None,
                     host=name, root_disk="qcow2", epoch=1, order_number=1, power_state="running", created_at=0.0,
                     updated_at=0.0, launched_at=0.0,
                 )

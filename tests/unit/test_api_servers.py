@@ -68,6 +68,7 @@ GOOD = {"name": "vm", "imageRef": IMAGE, "flavorRef": "1"}
         ({"name": ""}, 400, "name"),
         ({"name": "x" * 256}, 400, "name"),
         ({"name": " vm"}, 400, "name"),
+        ({"name": "vm\n"}, 400, "name"),
         ({"flavorRef": "77"}, 400, "Flavor 77 could not be found"),
         ({"imageRef": MISSING}, 400, "image"),
         ({"imageRef": 7}, 400, "imageRef"),
@@ -137,6 +138,8 @@ async def test_projects_see_only_their_own_servers(cloud: Cloud) -> None:
     assert "OS-EXT-SRV-ATTR:host" not in await show(cloud, server_id)
     read_only = cloud.token("rita")
     assert (await cloud.http.get(servers_url(f"/{server_id}"), headers=read_only)).status_code == 200
+    foreign = await active(cloud, "bob")
+    assert (await cloud.http.delete(servers_url(f"/{foreign}"), headers=read_only)).status_code == 404
     assert (await cloud.http.delete(servers_url(f"/{server_id}"), headers=read_only)).status_code == 403
 
 

@@ -74,7 +74,8 @@ class Route:
 
     `action` is the single key of the body of `POST /servers/{id}/action`. `since` and `until` bound the
     microversions that know the route (404 outside). `policy` is the rule's name, None for anybody with a token;
-    `public` needs no token. `raw` leaves the body unread for the handler's stream.
+    `public` needs no token. `raw` leaves the body unread for the handler's stream. `subject` finds what the path
+    names: it is asked before a refusal, because what is another project's is not there (404), rather than forbidden.
     """
 
     service: str
@@ -88,3 +89,4 @@ class Route:
     until: Version | None = None
     public: bool = False
     raw: bool = False
+    subject: Callable[[Call], Awaitable[object]] | None = None

@@ -97,9 +97,6 @@ async def _handle(
     caller = None if rows[0].public else _caller(request, services)
     body = None if rows[0].raw else await validation.read_json(request.stream())
     row = _for_action(rows, body)
-    if row.policy is not None and caller is not None:
-        policy.enforce(row.policy, caller, {"project_id": caller.project_id, "user_id": caller.user_id})
-    validation.check(row.schemas, version, body)
     call = Call(
         method=request.method,
         path=request.scope["path"],
@@ -113,7 +110,19 @@ async def _handle(
         request_id=request_id,
         services=services,
     )
+    if row.policy is not None and caller is not None:
+        await _enforce(row, row.policy, call)
+    validation.check(row.schemas, version, body)
     return await row.handler(call)
+
+
+async def _enforce(row: Route, rule: str, call: Call) -> None:
+    """Raise Forbidden unless the caller may; NotFound when, to the caller, there is nothing to be forbidden."""
+    target = {"project_id": call.who.project_id, "user_id": call.who.user_id}
+    if not policy.allowed(rule, call.who, target):
+        if row.subject is not None:
+            await row.subject(call)
+        policy.enforce(rule, call.who, target)
 
 
 def _for_method(rows: Sequence[Route], request: Request, version: Version) -> Sequence[Route]:

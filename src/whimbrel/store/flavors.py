@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from whimbrel.domain.errors import Conflict, NotFound
 from whimbrel.domain.server import Flavor
 from whimbrel.ops import clock
-from whimbrel.store.tables import flavor_access, flavors, migrations
+from whimbrel.store.tables import flavor_access, flavors
 
 _NAMES = tuple(Flavor.__dataclass_fields__)
 
@@ -97,8 +97,3 @@ def revoke(tx: Connection, flavor_id: str, project_id: str) -> None:
     )
     if gone.rowcount != 1:
         raise NotFound(f"Flavor access not found for {flavor_id} / {project_id} combination.")
-
-
-def note_on_migration(tx: Connection, migration_id: int, taken: dict[str, Any]) -> None:
-    """Write the whole snapshot, with its number, into a resize that was just begun."""
-    tx.execute(update(migrations).where(migrations.c.id == migration_id).values(new_flavor=taken))

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
 from sqlalchemy import ColumnElement, Connection, Row, bindparam, select, update
 
 from whimbrel.domain.errors import Conflict, Invalid, NotFound
 from whimbrel.domain.migration import Kind, Verdict
-from whimbrel.domain.server import Flavor, PowerAction, PowerState
+from whimbrel.domain.server import PowerAction, PowerState
 from whimbrel.migration import protocols
 from whimbrel.migration.messages import Wake
 from whimbrel.migration.protocols import Protocol
@@ -43,18 +42,20 @@ def begin(
     request_id: str,
     user_id: str,
     project_id: str,
-    new_flavor: Flavor | None = None,
+    new_flavor: dict[str, Any] | None = None,
     forced_host: str | None = None,
     action: PowerAction | None = None,
 ) -> Begun:
-    """Open a migration of this server; raise NotFound, or Conflict when another one is open."""
+    """Open a migration of this server; raise NotFound, or Conflict when another one is open.
+
+    `new_flavor` is the snapshot that the server will keep of the flavor that it is resized to.
+    """
     server = _server(tx, server_id)
     running = open_of(tx, server_id)
     if running is not None:
         raise Conflict(f"Server {server_id} has an open {running.kind} (migration {running.id}); wait until it ends.")
     moves = kind in (Kind.MIGRATION, Kind.RESIZE)
     now = clock.now()
-    flavor = server.flavor if new_flavor is None else {**server.flavor, **msgspec.to_builtins(new_flavor)}
     result = tx.execute(
         migrations.insert().values(
             uuid=ids.new_uuid(),
@@ -69,7 +70,7 @@ def begin(
             target=None if moves else server.host,
             forced_host=forced_host,
             old_flavor=server.flavor,
-            new_flavor=flavor,
+            new_flavor=server.flavor if new_flavor is None else new_flavor,
             was_running=kind is Kind.BUILD or server.power_state == PowerState.RUNNING,
             created_at=now,
             updated_at=now,

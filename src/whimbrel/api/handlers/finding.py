@@ -44,6 +44,11 @@ def server(tx: Connection, call: Call, *, deleted: bool = False) -> Row[Any]:
     return row
 
 
+async def subject(call: Call) -> None:
+    """Raise NotFound when the caller's project has no server such as the path names."""
+    await call.services.store.read(server, call, deleted=True)
+
+
 def unlocked(tx: Connection, call: Call) -> Situation:
     """Return the server of the path with its situation; Conflict when it is locked and the caller is no admin."""
     row = server(tx, call)

@@ -109,9 +109,7 @@ def _project(call: Call, rule: str) -> str | None:
     if every and not finding.may(call, f"os_compute_api:servers:{rule}:get_all_tenants"):
         raise Forbidden(f"Policy doesn't allow os_compute_api:servers:{rule}:get_all_tenants to be performed.")
     named = call.first("project_id") or call.first("tenant_id")
-    if call.who.is_admin and named is not None:
-        return named
-    return None if every else call.who.project_id or "-"
+    return named if every else call.who.project_id or "-"
 
 
 def _deleted(call: Call, since: float | None) -> bool | None:

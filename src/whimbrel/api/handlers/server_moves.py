@@ -69,8 +69,7 @@ def _resize(tx: Connection, call: Call) -> Begun:
     source_is_up(tx, call, server)
     if "OS-DCF:diskConfig" in given:
         servers.change(tx, server.id, disk_config=given["OS-DCF:diskConfig"])
-    begun = _move(tx, call, server, (Kind.RESIZE, protocols.RESIZE, "resize"), new_flavor=flavors.flavor_of(flavor))
-    flavors.note_on_migration(tx, begun.migration_id, flavors.snapshot(flavor))
+    begun = _move(tx, call, server, (Kind.RESIZE, protocols.RESIZE, "resize"), new_flavor=flavors.snapshot(flavor))
     return begun
 
 

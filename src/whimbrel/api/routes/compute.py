@@ -8,6 +8,7 @@ from whimbrel.api.call import Handler, Route, Schema
 from whimbrel.api.handlers import (
     deployment,
     discovery,
+    finding,
     flavors,
     hypervisors,
     instance_actions,
@@ -29,6 +30,8 @@ FLAVOR = "/flavors/{id}"
 
 
 def _row(method: str, path: str, handler: Handler, rule: str | None, **more: Any) -> Route:
+    if path.startswith(SERVER):
+        more["subject"] = finding.subject
     return Route("compute", method, f"/v2.1{path}", handler, f"os_compute_api:{rule}" if rule else None, **more)
 
 

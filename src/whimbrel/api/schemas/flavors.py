@@ -7,14 +7,21 @@ from typing import Any
 from whimbrel.api.call import Schema
 from whimbrel.api.schemas.servers import BOOLEAN, action, one, strict
 
-_NAME: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^(?!\s)[^\x00-\x1f]*(?<!\s)$"}
+_NAME: dict[str, Any] = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": 255,
+    "pattern": r"^(?!\s)[^\x00-\x1f]*(?<!\s)\Z",
+}
 MOST = 2**31 - 1
 
 
 def _size(least: int) -> dict[str, Any]:
     """Return the schema of a number that some clients send as text."""
     number = {"type": "integer", "minimum": least, "maximum": MOST}
-    return {"anyOf": [number, {"type": "string", "pattern": "^0*[0-9]{1,9}$" if least == 0 else "^0*[1-9][0-9]{0,8}$"}]}
+    return {
+        "anyOf": [number, {"type": "string", "pattern": r"^0*[0-9]{1,9}\Z" if least == 0 else r"^0*[1-9][0-9]{0,8}\Z"}]
+    }
 
 
 _FLAVOR: dict[str, Any] = {
@@ -23,7 +30,7 @@ _FLAVOR: dict[str, Any] = {
         "anyOf": [
             {"type": "null"},
             {"type": "integer", "minimum": 0},
-            {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^(?! )[a-zA-Z0-9. _-]+(?<! )$"},
+            {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^(?! )[a-zA-Z0-9. _-]+(?<! )\Z"},
         ]
     },
     "ram": _size(1),
@@ -34,7 +41,7 @@ _FLAVOR: dict[str, Any] = {
     "rxtx_factor": {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string", "maxLength": 20}]},
     "os-flavor-access:is_public": BOOLEAN,
 }
-_DESCRIPTION: dict[str, Any] = {"type": ["string", "null"], "maxLength": 65535, "pattern": r"^[^\x00-\x08\x0e-\x1f]*$"}
+_DESCRIPTION: dict[str, Any] = {"type": ["string", "null"], "maxLength": 65535, "pattern": r"^[^\x00-\x08\x0e-\x1f]*\Z"}
 _NEEDED = ("name", "ram", "vcpus", "disk")
 
 CREATE = (
@@ -46,7 +53,7 @@ UPDATE = one((2, 55), strict({"flavor": strict({"description": _DESCRIPTION}, "d
 _SPECS: dict[str, Any] = {
     "type": "object",
     "patternProperties": {
-        "^[a-zA-Z0-9-_:. ]{1,255}$": {"anyOf": [{"type": "string", "maxLength": 255}, {"type": "number"}]}
+        r"^[a-zA-Z0-9-_:. ]{1,255}\Z": {"anyOf": [{"type": "string", "maxLength": 255}, {"type": "number"}]}
     },
     "additionalProperties": False,
 }
@@ -54,7 +61,7 @@ EXTRA_SPECS = one((2, 1), strict({"extra_specs": _SPECS}, "extra_specs"))
 EXTRA_SPEC = one((2, 1), {**_SPECS, "minProperties": 1, "maxProperties": 1})
 
 _TENANT = strict(
-    {"tenant": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[a-zA-Z0-9-]*$"}}, "tenant"
+    {"tenant": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[a-zA-Z0-9-]*\Z"}}, "tenant"
 )
 ADD_ACCESS = action("addTenantAccess", _TENANT)
 REMOVE_ACCESS = action("removeTenantAccess", _TENANT)

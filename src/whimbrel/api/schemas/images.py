@@ -6,7 +6,7 @@ from typing import Any
 
 from whimbrel.api.call import Schema
 
-_UUID = "^[0-9a-fA-F]{8}-([0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}$"
+_UUID = r"^[0-9a-fA-F]{8}-([0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}\Z"
 _MAX_INTEGER = 2**31 - 1
 
 DISK_FORMATS = ("qcow2", "raw")

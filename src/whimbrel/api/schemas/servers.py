@@ -8,21 +8,27 @@ from whimbrel.api.call import Schema, Version
 
 Json = dict[str, Any]
 
-NAME: Json = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^(?!\s)[^\x00-\x1f\x7f]*(?<!\s)$"}
+NAME: Json = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^(?!\s)[^\x00-\x1f\x7f]*(?<!\s)\Z"}
 BOOLEAN: Json = {"enum": [True, False, "True", "true", "TRUE", "1", "False", "false", "FALSE", "0", "on", "off"]}
-COUNT: Json = {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": r"^0*[1-9][0-9]{0,8}$"}]}
+COUNT: Json = {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": r"^0*[1-9][0-9]{0,8}\Z"}]}
 DISK_CONFIG: Json = {"enum": ["AUTO", "MANUAL"]}
-DESCRIPTION: Json = {"type": ["string", "null"], "maxLength": 255, "pattern": r"^[^\x00-\x08\x0e-\x1f]*$"}
-HOSTNAME: Json = {"type": "string", "minLength": 1, "maxLength": 63, "pattern": "^[a-zA-Z0-9][a-zA-Z0-9-]*$"}
+DESCRIPTION: Json = {"type": ["string", "null"], "maxLength": 255, "pattern": r"^[^\x00-\x08\x0e-\x1f]*\Z"}
+HOSTNAME: Json = {"type": "string", "minLength": 1, "maxLength": 63, "pattern": r"^[a-zA-Z0-9][a-zA-Z0-9-]*\Z"}
 FLAVOR_REF: Json = {"anyOf": [{"type": "string", "minLength": 1}, {"type": "integer", "minimum": 0}]}
+FULL_HOSTNAME: Json = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": 255,
+    "pattern": r"^[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?([.][a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?)*\Z",
+}
 UUID: Json = {"type": "string", "format": "uuid"}
-METADATA_KEY = "^[a-zA-Z0-9-_:. ]{1,255}$"
+METADATA_KEY = r"^[a-zA-Z0-9-_:. ]{1,255}\Z"
 METADATA: Json = {
     "type": "object",
     "patternProperties": {METADATA_KEY: {"type": "string", "maxLength": 255}},
     "additionalProperties": False,
 }
-TAG: Json = {"type": "string", "minLength": 1, "maxLength": 60, "pattern": "^[^,/]*$"}
+TAG: Json = {"type": "string", "minLength": 1, "maxLength": 60, "pattern": r"^[^,/]*\Z"}
 TAGS: Json = {"type": "array", "items": TAG, "maxItems": 50}
 EMPTY: Json = {"anyOf": [{"type": "null"}, {"type": "object", "maxProperties": 0}]}
 
@@ -87,6 +93,7 @@ _ADDED: tuple[tuple[Version, Json], ...] = (
     ((2, 63), {"trusted_image_certificates": {"type": ["array", "null"]}}),
     ((2, 74), {"host": {"type": "string", "minLength": 1, "maxLength": 255}, "hypervisor_hostname": NAME}),
     ((2, 90), {"hostname": HOSTNAME}),
+    ((2, 94), {"hostname": FULL_HOSTNAME}),
 )
 
 
@@ -110,12 +117,12 @@ _UPDATE: Json = {
     "accessIPv4": {"type": "string", "format": "ipv4"},
     "accessIPv6": {"type": "string", "format": "ipv6"},
 }
+_DESCRIBED: Json = {**_UPDATE, "description": DESCRIPTION}
 UPDATE = (
     Schema((2, 1), strict({"server": strict(_UPDATE)}, "server")),
-    Schema((2, 19), strict({"server": strict({**_UPDATE, "description": DESCRIPTION})}, "server")),
-    Schema(
-        (2, 90), strict({"server": strict({**_UPDATE, "description": DESCRIPTION, "hostname": HOSTNAME})}, "server")
-    ),
+    Schema((2, 19), strict({"server": strict(_DESCRIBED)}, "server")),
+    Schema((2, 90), strict({"server": strict({**_DESCRIBED, "hostname": HOSTNAME})}, "server")),
+    Schema((2, 94), strict({"server": strict({**_DESCRIBED, "hostname": FULL_HOSTNAME})}, "server")),
 )
 
 
@@ -146,7 +153,7 @@ LOCK = (
     ),
 )
 _LENGTH: Json = {
-    "anyOf": [{"type": "null"}, {"type": "integer", "minimum": -1}, {"type": "string", "pattern": "^-?[0-9]{1,9}$"}]
+    "anyOf": [{"type": "null"}, {"type": "integer", "minimum": -1}, {"type": "string", "pattern": r"^-?[0-9]{1,9}\Z"}]
 }
 CONSOLE = action("os-getConsoleOutput", strict({"length": _LENGTH}))
 
