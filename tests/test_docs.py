@@ -22,7 +22,10 @@ def test_the_page_of_protocols_is_the_code() -> None:
 SPECIFICATION = (ROOT / "SPECIFICATION.md").read_text()
 
 
-@pytest.mark.parametrize("named", sorted(set(re.findall(r"`((?:tests|benchmarks)/[\w/]+\.py)(?:::(\w+))?`", SPECIFICATION))))
+NAMED = re.findall(r"`((?:tests|benchmarks)/[\w/]+\.py)(?:::(\w+))?`", SPECIFICATION)
+
+
+@pytest.mark.parametrize("named", sorted(set(NAMED)))
 def test_every_test_that_the_specification_names_is_there(named: tuple[str, str]) -> None:
     path, function = named
     text = (ROOT / path).read_text()

@@ -16,8 +16,9 @@ from time import monotonic
 from typing import Any
 
 import httpx2
-import openstack
 import yaml
+from openstack.config import OpenStackConfig
+from openstack.connection import Connection
 
 from tests.fakecloud import FakeCloud
 
@@ -107,11 +108,6 @@ def _run(words: list[str], environment: dict[str, str], paths: list[str]) -> Non
     sys.exit(shell.main(words))
 
 
-def sdk(cloud: FakeCloud, persona: str = "admin") -> Any:
-    """Return the SDK's connection as one of the personas."""
-    return openstack.config.OpenStackConfig(config_files=[str(cloud.clouds_yaml)]).get_one(persona)
-
-
 class Wire:
     """The compute API over plain HTTP, as one of the personas."""
 
@@ -133,3 +129,80 @@ class Wire:
         """Send a request at a microversion (None: without the header) and return the answer, whatever it is."""
         headers = {} if version is None else {"OpenStack-API-Version": f"compute {version}"}
         return self.http.request(method, path, json=body, headers=headers)
+
+
+class Clients:
+    """Every client, as any persona, of one cloud."""
+
+    def __init__(self, cloud: FakeCloud, directory: Path) -> None:
+        self.cloud = cloud
+        self.directory = directory
+        self._connections: dict[str, Any] = {}
+        self._wires: dict[str, Wire] = {}
+
+    def openstack(self, persona: str = "admin") -> Command:
+        """Return the command."""
+        return Command(self.cloud, self.directory, persona)
+
+    def sdk(self, persona: str = "admin") -> Any:
+        """Return the SDK's connection."""
+        if persona not in self._connections:
+            configured = OpenStackConfig(config_files=[str(self.cloud.clouds_yaml)]).get_one(persona)
+            self._connections[persona] = Connection(config=configured)
+        return self._connections[persona]
+
+    def wire(self, persona: str = "admin") -> Wire:
+        """Return plain HTTP."""
+        if persona not in self._wires:
+            self._wires[persona] = Wire(self.cloud, persona)
+        return self._wires[persona]
+
+    def close(self) -> None:
+        """Let go of every connection."""
+        for connection in self._connections.values():
+            connection.close()
+        for wire in self._wires.values():
+            wire.http.close()
+
+
+@dataclass
+class Server:
+    """A server of the project demo, as its administrator sees it."""
+
+    clients: Clients
+    id: str
+    name: str
+
+    def show(self) -> Json:
+        """Return the server at the newest microversion."""
+        shown: Json = self.clients.wire()("GET", f"/servers/{self.id}").raise_for_status().json()["server"]
+        return shown
+
+    @property
+    def host(self) -> str:
+        """The host that it is on."""
+        return str(self.show()["OS-EXT-SRV-ATTR:host"])
+
+    def act(self, action: str, body: Any = None, persona: str = "admin", version: str = "2.100") -> httpx2.Response:
+        """Ask for an action and return the answer, whatever it is."""
+        return self.clients.wire(persona)("POST", f"/servers/{self.id}/action", {action: body}, version)
+
+    def wait(self, status: str) -> Json:
+        """Wait until the server rests in this state."""
+
+        def rests() -> Json | None:
+            shown = self.show()
+            return shown if (shown["status"], shown["OS-EXT-STS:task_state"]) == (status, None) else None
+
+        found: Json = wait_for(f"server {self.name} to be {status}", rests)
+        return found
+
+    def move(self, host: str | None = None) -> None:
+        """Migrate the server, and wait for the undo window."""
+        assert self.act("migrate", {"host": host} if host else None).status_code == 202
+        self.wait("VERIFY_RESIZE")
+
+    def migrations(self) -> list[Json]:
+        """Return its migrations, newest first."""
+        found: list[Json] = self.clients.wire()("GET", f"/os-migrations?instance_uuid={self.id}").json()["migrations"]
+        return found

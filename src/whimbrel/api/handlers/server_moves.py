@@ -69,8 +69,7 @@ def _resize(tx: Connection, call: Call) -> Begun:
     source_is_up(tx, call, server)
     if "OS-DCF:diskConfig" in given:
         servers.change(tx, server.id, disk_config=given["OS-DCF:diskConfig"])
-    begun = _move(tx, call, server, (Kind.RESIZE, protocols.RESIZE, "resize"), new_flavor=flavors.snapshot(flavor))
-    return begun
+    return _move(tx, call, server, (Kind.RESIZE, protocols.RESIZE, "resize"), new_flavor=flavors.snapshot(flavor))
 
 
 def _move(tx: Connection, call: Call, server: Row[Any], what: tuple[Kind, Protocol, str], **options: Any) -> Begun:
