@@ -389,12 +389,16 @@ class Cluster:
             case Wake(migration):
                 self._take(self.store.write_now(self.driver.advance, migration))
             case StepReport():
-                self._take(self.store.write_now(reports.take, self.driver, message))
+                self.take(message)
             case Order():
                 self._obey(self.hosts[message.host], message)
             case Ask(order):
                 self._asked(self.hosts[order.host], order)
         self.audit()
+
+    def take(self, report: StepReport) -> None:
+        """Give the conductor a report."""
+        self._take(self.store.write_now(reports.take, self.driver, report))
 
     def run(self, steps: int = 400) -> None:
         """Deliver until nothing is left; with nothing in flight, let time pass so that orders are asked about."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
 from tests.protocol.cluster import LARGE, Cluster, Crash
-from whimbrel.domain.migration import Kind, Mark, Verdict
+from whimbrel.domain.migration import Answer, Kind, Mark, Verb, Verdict
 from whimbrel.migration import protocols
-from whimbrel.store.tables import debts
+from whimbrel.migration.messages import Order, StepReport
+from whimbrel.store.tables import claims, debts
 
 
 def test_a_cold_migration_is_confirmed() -> None:
@@ -219,8 +221,6 @@ def test_a_delete_at_any_moment_leaves_nothing(after: int) -> None:
     assert cluster.server().deleted_at is not None, cluster.story()
     for host in cluster.hosts.values():
         assert host.live is None and not host.incoming and not host.sealed and host.running is None, cluster.story()
-    from whimbrel.store.tables import claims
-
     assert cluster.rows(claims) == []
 
 
@@ -266,4 +266,81 @@ def test_an_undo_window_that_has_run_out_confirms_itself() -> None:
     cluster.tick(later=101)
     cluster.run()
     assert cluster.migration().outcome == "confirmed", cluster.story()
+    cluster.settled("h2")
+
+
+def test_a_promise_is_on_the_disk_before_the_world_is_changed() -> None:
+    cluster = Cluster()
+    cluster.start()
+    cluster.run()
+    trace = cluster.trace
+    assert trace.index("h1.promise") < trace.index("h1.shut_down"), "sealed before it is stopped"
+    assert trace.index("h2.grant") < trace.index("h2.create_paused"), "granted before it is made"
+    assert trace.index("h2.released") < trace.index("h2.resume"), "released before it is let run"
+
+
+def test_a_report_is_believed_only_from_the_host_and_for_the_order_that_the_journal_names() -> None:
+    cluster = Cluster()
+    cluster.start()
+    while cluster.marks().get("copy_disks") != Mark.DOING:
+        cluster.step()
+    (order,) = [message for message in cluster.queue if isinstance(message, Order)]
+    true = StepReport(
+        "h1", order.server, order.migration, 0, order.attempt, "copy_disks", Verb.DO, order.number, Answer.DONE
+    )
+    for forged in (
+        replace(true, host="h2"),
+        replace(true, number=order.number - 1),
+        replace(true, verb=Verb.UNDO),
+        replace(true, step="start_guest"),
+        replace(true, segment=1),
+        replace(true, migration=99),
+    ):
+        cluster.take(forged)
+        assert cluster.marks()["copy_disks"] == Mark.DOING, forged
+    cluster.run()
+    assert cluster.migration().window_open, cluster.story()
+
+
+def test_each_turn_of_the_runner_raises_the_epoch() -> None:
+    cluster = Cluster(names=("h1", "h2"))
+    cluster.hosts["h2"].fail_at = "verify_disks"
+    cluster.start()
+    cluster.run()
+    assert cluster.server().epoch == 2, "unsealing the source is a turn"
+    cluster.hosts["h2"].fail_at = None
+    cluster.start()
+    cluster.run()
+    assert cluster.server().epoch == 3, "the hand-over is a turn"
+    cluster.verdict(Verdict.REVERT)
+    cluster.run()
+    assert cluster.server().epoch == 4, "taking the server back is a turn"
+
+
+def test_a_debt_keeps_its_room_and_is_collected_only_when_nothing_runs_there() -> None:
+    cluster = Cluster(names=("h1", "h2"))
+
+    def die(what: str) -> None:
+        if what == "h1.copy_disks":
+            cluster.power_cut(cluster.hosts["h2"], stay_down=True)
+
+    cluster.crash_at = die
+    cluster.start()
+    cluster.deliver()
+    cluster.crash_at = lambda what: None
+    while cluster.migration().open:
+        cluster.tick(later=70)
+        cluster.deliver()
+    (owed,) = [row for row in cluster.rows(claims) if row.host == "h2"]
+    assert (owed.vcpus, owed.ram_mb, owed.disk_gb) == (0, 0, 1), "the files may still be there"
+    cluster.boot(cluster.hosts["h2"])
+    cluster.start()
+    while cluster.marks().get("prepare") != Mark.DOING or cluster.migration().id == 1:
+        cluster.step()
+    cluster.tick()
+    debts_sent = [m for m in cluster.queue if isinstance(m, Order) and m.migration == 1]
+    assert debts_sent == [], "an order for the debt would end the step that runs"
+    cluster.run()
+    cluster.verdict(Verdict.CONFIRM)
+    cluster.run()
     cluster.settled("h2")
