@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +20,7 @@ import httpx2
 import yaml
 from sqlalchemy import select
 
+from tests.consoles import FAULT, Boot, boots_of, read
 from whimbrel.lab import Lab, guest
 from whimbrel.lab.configs import INSTANCES_DIR
 from whimbrel.lab.processes import members
@@ -35,10 +35,6 @@ DEADLINE = 90.0
 LOOK = 0.05
 VERSION = {"OpenStack-API-Version": "compute 2.95"}
 
-_VERIFY = re.compile(r"WRITER VERIFY total=(\d+) intact=(\d+) torn=(\d+) bad=(\d+) last=(\d+) boot=(\d+)")
-_RECORD = re.compile(r"WRITER seq=(\d+) ")
-_FAULT = re.compile(r"WRITER (?:FAIL|FATAL).*|WRITER FILL .*bad=[1-9].*|WRITER DISK2 .*bad=[1-9].*")
-
 Json = dict[str, Any]
 
 
@@ -49,31 +45,6 @@ def wait_for(what: str, look: Callable[[], Any], deadline: float = DEADLINE) -> 
         assert clock.monotonic() < end, f"waited {deadline:g} s for {what}"
         pause.wait(LOOK)
     return found
-
-
-@dataclass(frozen=True)
-class Boot:
-    """What one boot of a guest said: the records that it found whole and its last one, and those that it wrote."""
-
-    text: str
-    found: Mapping[str, int]
-    first: int
-    last: int
-
-
-def boots_of(text: str) -> list[Boot]:
-    """Split a console into the boots that got as far as verifying the disk."""
-    starts = [match.start() for match in _VERIFY.finditer(text)]
-    boots = []
-    for start, end in itertools.pairwise([*starts, len(text)]):
-        part = text[start:end]
-        numbers = [int(number) for number in _RECORD.findall(part)]
-        verify = _VERIFY.match(part)
-        assert verify is not None
-        names = ("total", "intact", "torn", "bad", "last", "boot")
-        found = dict(zip(names, map(int, verify.groups()), strict=True))
-        boots.append(Boot(part, found, min(numbers, default=0), max(numbers, default=0)))
-    return boots
 
 
 @dataclass(eq=False)
@@ -234,7 +205,7 @@ class Server:
         assert found["torn"] == found["bad"] == 0, boot.text[:500]
         assert found["last"] >= self.promised, f"record {self.promised} was durable, {found['last']} is the last"
         assert boot.first == found["last"] + 1
-        assert not _FAULT.search(boot.text), boot.text[:500]
+        assert not FAULT.search(boot.text), boot.text[:500]
         assert self.promised or found["boot"] == 1, "there was nothing to lose"
 
 
@@ -406,8 +377,8 @@ class Cloud:
         for host in self.lab.hosts:
             here = {server.id for server, place in places.items() if place == host}
             running = here - {server.id for server in stopped}
-            # What ends by itself gets a moment: a receiver hears of its source's end only when the pipe closes.
-            pause, end = Event(), clock.monotonic() + 10
+            # What ends by itself gets a moment: after a cut a receiver hears late that its source is gone.
+            pause, end = Event(), clock.monotonic() + 30
             while (left := self._leftovers(host, here, running)) and clock.monotonic() < end:
                 pause.wait(LOOK)
             assert not left, f"on {host}: {left}"
@@ -499,12 +470,3 @@ class Cloud:
 
 def _gigabytes(flavor: Json) -> int:
     return int(flavor["disk"]) + int(flavor["ephemeral"]) + -(-int(flavor["swap"]) // 1024)
-
-
-def read(path: Path) -> str:
-    """Return a console's whole lines; nothing if it is not there."""
-    try:
-        text = path.read_text(errors="replace")
-    except OSError:
-        return ""
-    return text[: text.rfind("\n") + 1]

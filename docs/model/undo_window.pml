@@ -131,7 +131,8 @@ inline go_on() {
 inline end_segment() { current = row.current + 1; awaiting = 0; number = row.number; revision++ }
 
 #define BEGINS (row.awaiting == 0 && row.current < row.segments)
-#define ANSWERED (row.awaiting != 0 && obeyed[HOST_OF(row.awaiting)] == row.number)
+#define ANSWERED (row.awaiting != 0 && obeyed[HOST_OF(row.awaiting)] == row.number && SUCCEEDED)
+#define SUCCEEDED (row.awaiting != start_source || runs[SOURCE])    /* a guest without its disk does not start */
 #define OWABLE (row.awaiting == retire_source || row.awaiting == discard_target \
     || row.awaiting == remove_guest || row.awaiting == remove_source)
 

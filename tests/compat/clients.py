@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import multiprocessing
 import os
+import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +20,11 @@ from openstack.connection import Connection
 
 from tests.fakecloud import FakeCloud
 
-COMMAND_SECONDS = 60
+ROOT = Path(__file__).parents[2]
 SERVER_SECONDS = 45
 LOOK_SECONDS = 0.1
 
 Json = dict[str, Any]
-
-_forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["openstackclient.shell", "tests.compat.clients"])
 
 
 def wait_for(what: str, look: Callable[[], Any], seconds: float = SERVER_SECONDS) -> Any:
@@ -49,34 +44,47 @@ class Said:
     out: str
     error: str
 
-    def json(self) -> Any:
-        """Return the output of a command that was asked for JSON."""
-        return json.loads(self.out)
 
+class Commands:
+    """Runs `openstack`; see `tests.compat.command`."""
 
-class Command:
-    """`openstack`, unmodified, as one of the personas.
-
-    A new interpreter needs two seconds to import the client, so each command is a fork of one that has imported it:
-    a process of its own that calls the client's own entry point, and nothing is left over from the one before.
-    """
-
-    def __init__(self, cloud: FakeCloud, directory: Path, persona: str = "admin") -> None:
-        self._cloud = cloud
+    def __init__(self, cloud: FakeCloud, directory: Path) -> None:
+        self._clouds_yaml = str(cloud.clouds_yaml)
         self._directory = directory
-        self._persona = persona
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "tests.compat.command"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+        )  # fmt: skip
+
+    def run(self, persona: str, words: list[str]) -> Said:
+        """Run a command as a persona, whatever becomes of it."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        out, error = self._directory / "out", self._directory / "error"
+        environment = {"OS_CLIENT_CONFIG_FILE": self._clouds_yaml, "OS_CLOUD": persona}
+        request = {"words": words, "environment": environment, "out": str(out), "error": str(error)}
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        code = int(self._process.stdout.readline())
+        return Said(code, out.read_text(), error.read_text())
+
+    def close(self) -> None:
+        """End, by closing what requests come from."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(10)
+        self._process.stdout.close()
+
+
+@dataclass(frozen=True)
+class Openstack:
+    """`openstack` as one persona. A line is split at its spaces; `more` are words that have some."""
+
+    commands: Commands
+    persona: str
 
     def __call__(self, line: str, *more: str) -> Said:
-        """Run a command, whatever becomes of it; `more` are words that have spaces."""
-        paths = [str(self._directory / name) for name in ("out", "error")]
-        process = _forks.Process(target=_run, args=([*line.split(), *more], self._environment(), paths))
-        process.start()
-        process.join(COMMAND_SECONDS)
-        if process.exitcode is None:
-            process.kill()
-        out, error = (Path(path).read_text() for path in paths)
-        assert process.exitcode is not None, f"openstack {line} did not end: {out} {error}"
-        return Said(process.exitcode, out, error)
+        """Run a command, whatever becomes of it."""
+        return self.commands.run(self.persona, [*line.split(), *more])
 
     def ok(self, line: str, *more: str) -> str:
         """Run a command that must succeed; return what it said."""
@@ -85,27 +93,14 @@ class Command:
         return said.out
 
     def json(self, line: str, *more: str) -> Any:
-        """Run a command that must succeed and is asked for JSON; return that."""
+        """Run a command that must succeed, and is asked for JSON; return that."""
         return json.loads(self.ok(f"{line} -f json", *more))
 
     def refused(self, line: str, *more: str) -> str:
         """Run a command that must fail; return its words."""
         said = self(line, *more)
-        assert said.code != 0, f"openstack {line}: {said}"
+        assert said.code == 1, f"openstack {line}: {said}"
         return said.error
-
-    def _environment(self) -> dict[str, str]:
-        return {"OS_CLIENT_CONFIG_FILE": str(self._cloud.clouds_yaml), "OS_CLOUD": self._persona}
-
-
-def _run(words: list[str], environment: dict[str, str], paths: list[str]) -> None:
-    os.environ.update(environment)
-    for stream, path in zip((1, 2), paths, strict=True):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), stream)
-    from openstackclient import shell
-
-    warnings.simplefilter("ignore")
-    sys.exit(shell.main(words))
 
 
 class Wire:
@@ -136,13 +131,13 @@ class Clients:
 
     def __init__(self, cloud: FakeCloud, directory: Path) -> None:
         self.cloud = cloud
-        self.directory = directory
+        self._commands = Commands(cloud, directory)
         self._connections: dict[str, Any] = {}
         self._wires: dict[str, Wire] = {}
 
-    def openstack(self, persona: str = "admin") -> Command:
+    def openstack(self, persona: str = "admin") -> Openstack:
         """Return the command."""
-        return Command(self.cloud, self.directory, persona)
+        return Openstack(self._commands, persona)
 
     def sdk(self, persona: str = "admin") -> Any:
         """Return the SDK's connection."""
@@ -150,6 +145,16 @@ class Clients:
             configured = OpenStackConfig(config_files=[str(self.cloud.clouds_yaml)]).get_one(persona)
             self._connections[persona] = Connection(config=configured)
         return self._connections[persona]
+
+    def typed(self, line: str, persona: str = "admin") -> Said:
+        """Run a command as a person does: the installed program, in a process of its own."""
+        program, *words = line.split()
+        environment = {**os.environ, "OS_CLIENT_CONFIG_FILE": str(self.cloud.clouds_yaml), "OS_CLOUD": persona}
+        done = subprocess.run(
+            [Path(sys.executable).with_name(program), *words],
+            capture_output=True, text=True, env=environment, timeout=120, check=False,
+        )  # fmt: skip
+        return Said(done.returncode, done.stdout, done.stderr)
 
     def wire(self, persona: str = "admin") -> Wire:
         """Return plain HTTP."""
@@ -159,6 +164,7 @@ class Clients:
 
     def close(self) -> None:
         """Let go of every connection."""
+        self._commands.close()
         for connection in self._connections.values():
             connection.close()
         for wire in self._wires.values():

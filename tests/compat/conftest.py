@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import count
 
 import pytest
@@ -12,8 +12,6 @@ from tests.fakecloud import FakeCloud
 from whimbrel.lab.seed import IMAGE_NAME
 
 _numbers = count(1)
-
-MakeServer = Callable[..., Server]
 
 
 @pytest.fixture(scope="session")
@@ -31,34 +29,44 @@ def wire(clients: Clients) -> Wire:
     return clients.wire()
 
 
+class MakeServer:
+    """Makes running servers: of the project demo, or of the project admin on a host that only it may name."""
+
+    def __init__(self, clients: Clients) -> None:
+        self._clients = clients
+        self._made: list[Server] = []
+
+    def __call__(self, host: str | None = None, **more: object) -> Server:
+        """Make one and wait until it runs."""
+        name = f"server-{next(_numbers)}"
+        base = {"name": name, "imageRef": image_id(self._clients), "flavorRef": flavor_id(self._clients, "small")}
+        body = base | {"networks": "none"} | ({"host": host} if host else {}) | more
+        answer = self._clients.wire("admin" if host else "demo")("POST", "/servers", {"server": body})
+        assert answer.status_code == 202, answer.text
+        server = self.adopt(answer.json()["server"]["id"], name)
+        server.wait("ACTIVE")
+        return server
+
+    def adopt(self, server_id: str, name: str) -> Server:
+        """Look after a server that a client made."""
+        self._made.append(Server(self._clients, server_id, name))
+        return self._made[-1]
+
+    def delete_all(self) -> None:
+        """Delete what is still there, and wait until it is gone."""
+        wire = self._clients.wire()
+        paths = [f"/servers/{server.id}" for server in self._made]
+        for path in paths:
+            wire("DELETE", path)
+        wait_for("all servers to go", lambda: all(wire("GET", path).status_code == 404 for path in paths))
+
+
 @pytest.fixture
 def make_server(clients: Clients) -> Iterator[MakeServer]:
-    """Make servers of the project demo; afterwards all of them are gone."""
-    made: list[Server] = []
-
-    def make(host: str = "", persona: str = "demo", **more: object) -> Server:
-        name = f"server-{next(_numbers)}"
-        body = {
-            "name": name,
-            "imageRef": image_id(clients),
-            "flavorRef": flavor_id(clients, "small"),
-            "networks": "none",
-            **more,
-        }
-        if host:
-            persona, body["availability_zone"] = "admin", f"nova:{host}"
-        answer = clients.wire(persona)("POST", "/servers", {"server": body})
-        assert answer.status_code == 202, answer.text
-        made.append(Server(clients, answer.json()["server"]["id"], name))
-        made[-1].wait("ACTIVE")
-        return made[-1]
-
-    yield make
-    admin = clients.wire()
-    for server in made:
-        admin("DELETE", f"/servers/{server.id}")
-    for server in made:
-        wait_for(f"{server.name} to go", lambda path=f"/servers/{server.id}": admin("GET", path).status_code == 404)
+    """Make servers; afterwards none is left."""
+    maker = MakeServer(clients)
+    yield maker
+    maker.delete_all()
 
 
 def image_id(clients: Clients) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,59 +15,62 @@ from whimbrel.lab.configs import INSTANCES_DIR
 pytestmark = pytest.mark.real
 
 
+def test_a_way_that_is_barred_costs_the_guest_nothing(cloud: Cloud) -> None:
+    server = cloud.create()
+    known, keys = cloud.lab.dir / "ssh/known_hosts", cloud.lab.host("h2").dir / "run/ssh/authorized_keys"
+    bars = (
+        (replaced(known, without_h2), ("h1 does not know the host key of h2", "known_hosts")),
+        (replaced(known, swapped), ("the host key of h2", "is not the one that h1 knows")),
+        (replaced(keys, nothing), ("h2", "refused the key of h1", "authorized_keys")),
+        (no_route(cloud), ("h1 cannot reach h2",)),
+        (no_daemon(cloud), ("nothing listens on h2", "Start sshd")),
+    )
+    for bar, words in bars:
+        with bar:
+            server.migrate()
+            assert_refused(cloud, server, *words)
+
+
 @contextmanager
-def replaced(path: Path, content: str) -> Iterator[None]:
-    """Give a file another content for a while."""
+def replaced(path: Path, change: Callable[[list[str]], list[str]]) -> Iterator[None]:
+    """Change the lines of a file for a while."""
     before = path.read_text()
-    path.write_text(content)
-    try:
-        yield
-    finally:
-        path.write_text(before)
+    path.write_text("".join(f"{line}\n" for line in change(before.splitlines())))
+    yield
+    path.write_text(before)
 
 
-def test_an_unknown_host_key_is_refused(cloud: Cloud) -> None:
-    server = cloud.create()
-    known = cloud.lab.dir / "ssh/known_hosts"
-    with replaced(known, "".join(line for line in known.read_text().splitlines(True) if not line.startswith("h2,"))):
-        server.migrate()
-        assert_refused(cloud, server, "h1 does not know the host key of h2", "known_hosts")
+def nothing(lines: list[str]) -> list[str]:
+    """Leave no line."""
+    return []
 
 
-def test_a_changed_host_key_is_refused(cloud: Cloud) -> None:
-    server = cloud.create()
-    known = cloud.lab.dir / "ssh/known_hosts"
-    keys = dict(line.split(" ", 1) for line in known.read_text().splitlines())
-    names = list(keys)
-    swapped = "".join(f"{name} {keys[other]}\n" for name, other in zip(names, reversed(names), strict=True))
-    with replaced(known, swapped):
-        server.migrate()
-        assert_refused(cloud, server, "the host key of h2", "is not the one that h1 knows")
+def without_h2(lines: list[str]) -> list[str]:
+    """Leave out what is known of h2."""
+    return [line for line in lines if not line.startswith("h2,")]
 
 
-def test_a_refused_key_is_told(cloud: Cloud) -> None:
-    server = cloud.create()
-    with replaced(cloud.lab.host("h2").dir / "run/ssh/authorized_keys", ""):
-        server.migrate()
-        assert_refused(cloud, server, "h2", "refused the key of h1", "authorized_keys")
+def swapped(lines: list[str]) -> list[str]:
+    """Give each host the key of the other."""
+    names, keys = zip(*(line.split(" ", 1) for line in lines), strict=True)
+    return [f"{name} {key}" for name, key in zip(names, reversed(keys), strict=True)]
 
 
-def test_a_dead_ssh_daemon_is_told(cloud: Cloud) -> None:
-    server = cloud.create()
+@contextmanager
+def no_route(cloud: Cloud) -> Iterator[None]:
+    """Let the source find no way to the target."""
+    route = ["unreachable", f"{cloud.lab.host('h2').address}/32"]
+    cloud.lab.host("h1").exec(["ip", "route", "add", *route])
+    yield
+    cloud.lab.host("h1").exec(["ip", "route", "del", *route])
+
+
+@contextmanager
+def no_daemon(cloud: Cloud) -> Iterator[None]:
+    """Let nobody listen at the target."""
     cloud.lab.kill("sshd", "h2")
-    server.migrate()
-    assert_refused(cloud, server, "nothing listens on h2", "Start sshd")
-
-
-def test_an_unreachable_target_is_told(cloud: Cloud) -> None:
-    server = cloud.create()
-    route = f"{cloud.lab.host('h2').address}/32"
-    cloud.lab.host("h1").exec(["ip", "route", "add", "unreachable", route])
-    try:
-        server.migrate()
-        assert_refused(cloud, server, "h1 cannot reach h2")
-    finally:
-        cloud.lab.host("h1").exec(["ip", "route", "del", "unreachable", route])
+    yield
+    cloud.lab.start("sshd", "h2")
 
 
 def test_a_silent_cut_at_the_target_is_noticed_in_mid_copy(cloud: Cloud) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 
 from tests.cloud import Cloud, wait_for
-from tests.fault.midway import BALLAST, assert_goes_on, incoming, mid_copy
+from tests.fault.midway import BALLAST, assert_error, assert_goes_on, assert_refused, incoming, mid_copy
 
 pytestmark = pytest.mark.real
 
@@ -76,3 +79,16 @@ def test_everything_is_killed_in_turn_all_the_way(cloud: Cloud, way: str) -> Non
     server.assert_nothing_lost("h1")
     assert server.migration()["outcome"] == "reverted"
     cloud.assert_tidy({server: "h1"})
+
+
+def test_an_agent_that_hangs_and_wakes_up_late_does_no_harm(cloud: Cloud) -> None:
+    server = cloud.create()
+    agent = cloud.lab.running()["agent@h2"]
+    assert agent is not None
+    os.kill(agent, signal.SIGSTOP)
+    server.migrate()
+    server.wait("ACTIVE")
+    assert_error(server, "Host h2 has not answered")
+    os.kill(agent, signal.SIGCONT)
+    wait_for("the debt to be paid", lambda: cloud.books()[1] == 0)
+    assert_refused(cloud, server, "Host h2 has not answered")

@@ -104,7 +104,7 @@ def test_no_race_in_the_undo_window_breaks(tmp_path: Path) -> None:
     ("guard", "claims"),
     [
         ("ONCE", ("one_verdict", "keeps_a_copy")),
-        ("REVISION", ("one_verdict", "keeps_a_copy")),
+        ("REVISION", ("one_verdict", "ends_well")),
         ("CHECK", ("ends_well",)),
     ],
 )

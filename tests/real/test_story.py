@@ -217,6 +217,15 @@ def test_a_server_is_deleted_while_it_waits_for_its_verdict(cloud: Cloud) -> Non
     cloud.assert_tidy({})
 
 
+def test_a_server_is_deleted_in_mid_copy(cloud: Cloud) -> None:
+    server = cloud.create("fill_mib=12")
+    cloud.lab.limit("h2", "16mbit")
+    server.migrate()
+    server.at_step("copy_disks", "doing")
+    server.delete()
+    cloud.assert_tidy({})
+
+
 def test_the_second_server_runs_until_a_copy_slot_is_free(cloud: Cloud) -> None:
     with cloud.settings("agent", "h1", max_copies=1):
         first, second = cloud.create("fill_mib=12"), cloud.create("fill_mib=12")

@@ -134,8 +134,12 @@ def _listen(api: Api) -> socket.socket:
     """Take the address before anything else starts, so that a second api fails with words."""
     family = socket.AF_INET6 if ":" in api.listen else socket.AF_INET
     try:
-        return socket.create_server((api.listen, api.port), family=family, backlog=BACKLOG)
+        listener = socket.create_server((api.listen, api.port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise SettingsError(
             f"Cannot listen on {api.listen} port {api.port}: {error.strerror}; change [api] listen or port."
         ) from error
+    # Connections inherit it. asyncio sets it only on sockets that it made itself, and without it the kernel keeps
+    # the body of an answer back for 40 ms after the headers.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener

@@ -79,4 +79,5 @@ async def console(call: Call) -> Reply:
     )
     if not isinstance(answer, Console):
         raise NotFound(f"The console of instance {server.id} is not available at host {server.host}.")
-    return Reply(body={"output": answer.text})
+    # Clients count what is between line ends, so a tail of three lines has two of them.
+    return Reply(body={"output": answer.text if lines is None else answer.text.removesuffix("\n")})

@@ -1,0 +1,47 @@
+"""What the lab's guests write on their consoles: for each boot the records that they found and those that they wrote."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+_VERIFY = re.compile(r"WRITER VERIFY total=(\d+) intact=(\d+) torn=(\d+) bad=(\d+) last=(\d+) boot=(\d+)")
+_RECORD = re.compile(r"WRITER seq=(\d+) ")
+FAULT = re.compile(r"WRITER (?:FAIL|FATAL).*|WRITER FILL .*bad=[1-9].*|WRITER DISK2 .*bad=[1-9].*")
+
+
+@dataclass(frozen=True)
+class Boot:
+    """What one boot of a guest said: the records that it found whole and its last one, and those that it wrote."""
+
+    text: str
+    found: Mapping[str, int]
+    first: int
+    last: int
+
+
+def boots_of(text: str) -> list[Boot]:
+    """Split a console into the boots that got as far as verifying the disk."""
+    starts = [match.start() for match in _VERIFY.finditer(text)]
+    boots = []
+    for start, end in itertools.pairwise([*starts, len(text)]):
+        part = text[start:end]
+        numbers = [int(number) for number in _RECORD.findall(part)]
+        verify = _VERIFY.match(part)
+        assert verify is not None
+        names = ("total", "intact", "torn", "bad", "last", "boot")
+        found = dict(zip(names, map(int, verify.groups()), strict=True))
+        boots.append(Boot(part, found, min(numbers, default=0), max(numbers, default=0)))
+    return boots
+
+
+def read(path: Path) -> str:
+    """Return a console's whole lines; nothing if it is not there."""
+    try:
+        text = path.read_text(errors="replace")
+    except OSError:
+        return ""
+    return text[: text.rfind("\n") + 1]
