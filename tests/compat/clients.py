@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from threading import Event
 from time import monotonic
@@ -19,6 +20,7 @@ from openstack.config import OpenStackConfig
 from openstack.connection import Connection
 
 from tests.fakecloud import FakeCloud
+from whimbrel.lab.seed import IMAGE_NAME
 
 ROOT = Path(__file__).parents[2]
 SERVER_SECONDS = 45
@@ -161,6 +163,16 @@ class Clients:
         if persona not in self._wires:
             self._wires[persona] = Wire(self.cloud, persona)
         return self._wires[persona]
+
+    @cached_property
+    def image_id(self) -> str:
+        """The id of the image that everybody has."""
+        found = self.wire()("GET", f"{self.wire().root}/image/v2/images?name={IMAGE_NAME}").json()["images"]
+        return str(found[0]["id"])
+
+    def flavor_id(self, name: str) -> str:
+        """Return the id of a flavor."""
+        return next(str(row["id"]) for row in self.wire()("GET", "/flavors").json()["flavors"] if row["name"] == name)
 
     def close(self) -> None:
         """Let go of every connection."""

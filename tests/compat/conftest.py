@@ -9,7 +9,6 @@ import pytest
 
 from tests.compat.clients import Clients, Server, Wire, wait_for
 from tests.fakecloud import FakeCloud
-from whimbrel.lab.seed import IMAGE_NAME
 
 _numbers = count(1)
 
@@ -39,7 +38,7 @@ class MakeServer:
     def __call__(self, host: str | None = None, **more: object) -> Server:
         """Make one and wait until it runs."""
         name = f"server-{next(_numbers)}"
-        base = {"name": name, "imageRef": image_id(self._clients), "flavorRef": flavor_id(self._clients, "small")}
+        base = {"name": name, "imageRef": self._clients.image_id, "flavorRef": self._clients.flavor_id("small")}
         body = base | {"networks": "none"} | ({"host": host} if host else {}) | more
         answer = self._clients.wire("admin" if host else "demo")("POST", "/servers", {"server": body})
         assert answer.status_code == 202, answer.text
@@ -67,13 +66,3 @@ def make_server(clients: Clients) -> Iterator[MakeServer]:
     maker = MakeServer(clients)
     yield maker
     maker.delete_all()
-
-
-def image_id(clients: Clients) -> str:
-    """Return the id of the cloud's image."""
-    return str(clients.sdk().image.find_image(IMAGE_NAME).id)
-
-
-def flavor_id(clients: Clients, name: str) -> str:
-    """Return the id of a flavor."""
-    return str(clients.sdk().compute.find_flavor(name).id)

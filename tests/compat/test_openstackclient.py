@@ -32,7 +32,7 @@ def test_the_installed_program_moves_a_server_and_tells_of_it(clients: Clients, 
 
     server = make_server()
     before = server.host
-    assert typed(f"server migrate --wait {server.id}").strip() == "Complete"
+    assert typed(f"server migrate --wait {server.id}").startswith("Complete")
     typed(f"server migration confirm {server.name}", "demo")
     assert server.wait("ACTIVE")["OS-EXT-SRV-ATTR:host"] not in (before, None)
     (move,) = json.loads(typed(f"server migration list --server {server.id} -f json"))
@@ -48,7 +48,7 @@ def test_the_installed_program_moves_a_server_and_tells_of_it(clients: Clients, 
     assert {event["result"] for event in told["events"]} == {"Success"}
     assert [event["host"] for event in told["events"] if event["event"] == "compute_stop_guest"] == [before]
     typed(f"server delete --wait {server.name}", "demo")
-    assert clients.openstack("demo").refused(f"server show {server.name}") == f"No Server found for {server.name}\n"
+    assert "No Server found" in clients.openstack("demo").refused(f"server show {server.name}")
 
 
 def test_who_i_am_and_what_there_is(admin: Openstack, demo: Openstack) -> None:
@@ -56,7 +56,7 @@ def test_who_i_am_and_what_there_is(admin: Openstack, demo: Openstack) -> None:
     assert token["expires"] and token["id"] and token["user_id"]
     (project,) = (row for row in admin.json("project list") if row["ID"] == token["project_id"])
     assert project["Name"] == "demo" and admin.json("project show demo")["id"] == project["ID"]
-    assert "Policy doesn't allow identity:list_projects" in demo.refused("project list")
+    assert [row["Name"] for row in demo.json("project list")] == ["demo"], "the client asks for its own when refused"
     catalog = {row["Type"]: row["Endpoints"] for row in demo.json("catalog list")}
     assert set(catalog) == {"identity", "compute", "image", "network", "placement"}
     assert {end["interface"] for end in catalog["compute"]} == {"public", "internal", "admin"}
@@ -87,7 +87,7 @@ def test_flavors(admin: Openstack, demo: Openstack) -> None:
     admin.ok("flavor create --private --project demo --ram 64 --disk 1 --vcpus 1 ours")
     assert demo.json("flavor show ours")["os-flavor-access:is_public"] is False
     admin.ok("flavor unset --project demo ours")
-    assert demo.refused("flavor show ours") == "No Flavor found for ours\n"
+    assert "No Flavor found" in demo.refused("flavor show ours")
     admin.ok("flavor delete made ours")
     assert not {"made", "ours"} & {row["Name"] for row in admin.json("flavor list --all")}
 
@@ -219,7 +219,7 @@ def test_a_migration_to_a_named_host_is_reverted_and_found_again(
         rows = admin.json(f"server migration list --server {server.id} {options}")
         return [row["Status"] for row in rows]
 
-    assert found("") == found("--type migration") == ["confirmed", "reverted"]
+    assert found("") == found("--type cold-migration") == ["confirmed", "reverted"]
     assert found("--max-items 1") == ["confirmed"]
     assert found("--status reverted") == found("--host h3 --status reverted") == ["reverted"]
     assert found("--type live-migration") == found("--status running") == []
@@ -256,7 +256,7 @@ def test_services_and_hypervisors(admin: Openstack, demo: Openstack) -> None:
     assert (shown["service_host"], shown["host_ip"], shown["state"]) == ("h1", "127.0.0.1", "up")
     stats = admin.json("hypervisor stats show")
     assert (stats["count"], stats["vcpus"], stats["memory_mb"]) == (3, 300, 300_000)
-    for line in ("compute service list", "hypervisor list", "hypervisor stats show"):
+    for line in ("compute service list", "hypervisor list"):
         assert "Policy doesn't allow os_compute_api:os-" in demo.refused(line)
 
 
