@@ -61,7 +61,7 @@ class Broker:
         """The process id of the running node, or None."""
         return self._find("rabbitmq")
 
-    def start(self, deadline: float = 30) -> None:
+    def start(self, deadline: float = 90) -> None:
         """Start the node unless it runs; return when it speaks AMQP, Unavailable after `deadline` seconds."""
         if not LAUNCHER.exists():
             raise Unavailable(f"{LAUNCHER} does not exist; install the package rabbitmq-server.")

@@ -14,8 +14,8 @@ from whimbrel.lab.processes import wait_until
 
 IMAGE_NAME = "whimbrel-guest"
 FLAVORS = {"small": {"vcpus": 1, "ram": 128, "disk": 1}, "medium": {"vcpus": 1, "ram": 192, "disk": 2}}
-API_DEADLINE = 30.0
-AGENTS_DEADLINE = 30.0
+API_DEADLINE = 90.0
+AGENTS_DEADLINE = 90.0
 
 
 class Seeder:
@@ -34,7 +34,7 @@ class Seeder:
         self._http.close()
 
     def wait_for_api(self) -> None:
-        """Wait until the API answers, 30 s at most, and log in; raise Unavailable."""
+        """Wait until the API answers, 90 s at most, and log in; raise Unavailable."""
         if not wait_until(self._answers, API_DEADLINE):
             raise Unavailable(
                 f"The API did not answer at {self._http.base_url} within {API_DEADLINE:g} s; see `whimbrel lab logs`."
@@ -48,7 +48,7 @@ class Seeder:
         self._http.headers["X-Auth-Token"] = answer.headers["X-Subject-Token"]
 
     def wait_for_agents(self, hosts: list[str]) -> None:
-        """Wait until all hosts are reported up, 30 s at most; raise Unavailable naming those that are not."""
+        """Wait until all hosts are reported up, 90 s at most; raise Unavailable naming those that are not."""
         missing = set(hosts)
 
         def all_up() -> bool:
