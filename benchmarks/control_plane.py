@@ -45,7 +45,7 @@ def _together(fake: FakeCloud, cloud: Cloud, flavor: str) -> None:
         with ThreadPoolExecutor(TOGETHER) as pool:
             for client, server in zip(clients, servers, strict=True):
                 pool.submit(client.action, server, {"migrate": None})
-        ends = [cloud.wait(server, "VERIFY_RESIZE") for server in servers]
+        ends = [cloud.wait(server, "VERIFY_RESIZE", poll=0.02) for server in servers]
         times.append(max(ends) - begin)
         for server in servers:
             cloud.timed(server, {"confirmResize": None}, "ACTIVE")
