@@ -1,4 +1,4 @@
-"""What the lab's guests write on their consoles: the records that each boot found, and those that it wrote."""
+"""What the lab's guests write on their consoles: for each boot the records that it found and those that it wrote."""
 
 from __future__ import annotations
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from threading import Event
 
 import pytest
 
 from tests.compat.clients import Clients, Openstack, wait_for
 from tests.compat.conftest import MakeServer
 from whimbrel.lab.seed import IMAGE_NAME
+from whimbrel.scheduler.service import FRESH
 
 pytestmark = pytest.mark.xdist_group("openstackclient")
 
@@ -267,6 +269,7 @@ def test_without_a_host_the_server_stays_and_every_refusal_can_be_read(
     admin.ok("flavor create --id huge --ram 100001 --disk 1 --vcpus 1 huge")
     try:
         admin.ok("compute service set --disable", "--disable-reason", "new fans", "h2", "nova-compute")
+        Event().wait(FRESH)  # the scheduler's picture of the hosts may be that old
         admin.ok(f"server resize --flavor huge {server.id}")
         wait_for("the resize to fail", lambda: server.migrations()[0]["status"] == "error")
     finally:

@@ -14,6 +14,8 @@ import structlog
 from whimbrel.agent import console
 from whimbrel.agent.children import end_children
 from whimbrel.agent.directories import HostDirectories
+from whimbrel.agent.disks.cache import collect_parts
+from whimbrel.agent.disks.frames import CACHE
 from whimbrel.agent.executor import Executor
 from whimbrel.agent.grants import LedgerGrants
 from whimbrel.agent.heartbeat import Heart
@@ -76,6 +78,7 @@ def _open(agent: Agent) -> Ledger:
     ledger = Ledger(agent.state_dir, boot_marker(agent.run_dir))
     end_children(ledger)
     HostDirectories(agent.instances_dir).collect_trash()
+    collect_parts(Path(agent.instances_dir) / CACHE)
     return ledger
 
 

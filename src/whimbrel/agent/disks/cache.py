@@ -9,7 +9,7 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from whimbrel.agent.directories import free_bytes, sync_directory
@@ -108,3 +108,13 @@ class ImageCache:
             f"Host {self._host} lacks base image {image.id} (sha256 {image.sha256[:12]}...) "
             f"and could not get it: {'; '.join(reasons)}."
         )
+
+
+def collect_parts(directory: Path) -> None:
+    """Remove what fetches that were cut short have left; who still fetches, on shared storage say, holds the lock."""
+    for part in directory.glob("*.part"):
+        descriptor = os.open(part.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.unlink(missing_ok=True)
+        os.close(descriptor)

@@ -16,7 +16,7 @@ from pathlib import Path
 from whimbrel.agent.directories import HostDirectories, in_words
 from whimbrel.agent.disks.extents import allocated
 from whimbrel.agent.disks.fetch import Blocks, from_host
-from whimbrel.agent.disks.frames import COMMAND, CONFIG_DRIVE, VERSION
+from whimbrel.agent.disks.frames import COMMAND, CONFIG_DRIVE, PROBE, VERSION
 from whimbrel.agent.disks.session import Children, Session
 from whimbrel.domain.errors import StepError, TimedOut
 from whimbrel.domain.server import DiskRole
@@ -94,7 +94,7 @@ class SshChannels:
         needed = sum(allocated(path) for path in self.files(order))
         _, target = places(order)
         with self._probe(order) as (probe, secret):
-            session, answer = self._greet(order, control, probe)
+            session, answer = self._greet(order, control, probe=probe)
         try:
             # A resize changes the copy's size, so it takes a true copy even there.
             shared = _is_shared(answer.get("probe"), secret, target) and order.protocol != "resize"
@@ -122,7 +122,7 @@ class SshChannels:
         if session is not None and session.alive():
             return session
         self._end(order)
-        session, _ = self._greet(order, control, None)
+        session, _ = self._greet(order, control, probe=False)
         with self._lock:
             self._sessions[_key(order)] = session
         return session
@@ -160,23 +160,26 @@ class SshChannels:
         return paths
 
     @contextmanager
-    def _probe(self, order: Order) -> Iterator[tuple[str | None, str]]:
-        """Leave a file with a secret where the target sees it if, and only if, the storage is shared."""
+    def _probe(self, order: Order) -> Iterator[tuple[bool, str]]:
+        """Leave a file with a secret where the target sees it if, and only if, the storage is shared.
+
+        It lies in the server's directory, so one that a crash leaves is written over, and goes with the server.
+        """
         source, target = places(order)
         secret = ids.new_secret()
         if source.host == target.host:  # one directory, and still each needs a copy of its own
-            yield None, secret
+            yield False, secret
             return
-        path = self._directories.root / f".probe-{order.attempt}-{ids.new_hex()}"
+        path = self._directories.live(order.server) / PROBE
         with in_words("probe for shared storage with", path):
             path.write_text(secret, encoding="ascii")
         try:
-            yield path.name, secret
+            yield True, secret
         finally:
             with in_words("remove", path):
                 path.unlink(missing_ok=True)
 
-    def _greet(self, order: Order, control: Control, probe: str | None) -> tuple[Session, Facts]:
+    def _greet(self, order: Order, control: Control, *, probe: bool) -> tuple[Session, Facts]:
         """Start the receiver at the target and hear what it finds there."""
         source, target = places(order)
         command = self._command(source, target)

@@ -43,6 +43,7 @@ CACHE = "_base"
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 CONFIG_DRIVE = "config.iso"
+PROBE = ".probe"
 RECEIVED = "received.json"
 
 Range = tuple[int, int]

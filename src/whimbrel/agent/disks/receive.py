@@ -31,6 +31,7 @@ from whimbrel.agent.disks.frames import (
     MESSAGE,
     MESSAGE_LIMIT,
     NOT_HERE,
+    PROBE,
     RECEIVED,
     SHA256,
     VERSION,
@@ -50,9 +51,7 @@ SYNC_EVERY = 32 << 20
 UNSYNCED_LIMIT = 128 << 20
 """A slow disk holds the source back here, so that the last sync never takes longer than the stall limit."""
 
-
 _FILE = re.compile(r"disk-[0-9]{1,3}|" + re.escape(CONFIG_DRIVE))
-_PROBE = re.compile(r"\.probe-[0-9]+-[0-9]+-[0-9A-Za-z_-]{1,64}")
 
 
 class Gone(Exception):
@@ -174,7 +173,7 @@ class Receiver:
                 "host": self._host,
                 "free": free_bytes(self._root),
                 "prepared": prepared,
-                "probe": self._look(hello.get("probe")),
+                "probe": self._look(server) if hello.get("probe") else None,
             }
         )
         self._expect("begin")
@@ -215,14 +214,10 @@ class Receiver:
             self._current = None
             self._answer({"written": self._written})
 
-    def _look(self, name: object) -> str | None:
+    def _look(self, server: str) -> str | None:
         """Return the content of the source's probe file, None when it is not here: the storage is not shared."""
-        if name is None:
-            return None
-        if not isinstance(name, str) or not _PROBE.fullmatch(name):
-            raise StepError(f"{name!r} is no name of a probe file.")
         try:
-            descriptor = os.open(self._root / name, os.O_RDONLY | os.O_NOFOLLOW)
+            descriptor = os.open(self._directories.live(server) / PROBE, os.O_RDONLY | os.O_NOFOLLOW)
         except FileNotFoundError:
             return None
         with os.fdopen(descriptor, "rb") as file:
