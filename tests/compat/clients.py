@@ -128,6 +128,13 @@ class Wire:
         return self.http.request(method, path, json=body, headers=headers)
 
 
+def message(answer: httpx2.Response) -> str:
+    """Return the words of a refusal, whose body must be of the form that clients read."""
+    ((name, fault),) = answer.json().items()
+    assert set(fault) == {"code", "message"} and fault["code"] == answer.status_code, (name, fault)
+    return str(fault["message"])
+
+
 class Clients:
     """Every client, as any persona, of one cloud."""
 

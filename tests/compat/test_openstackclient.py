@@ -13,8 +13,6 @@ from tests.compat.conftest import MakeServer
 from whimbrel.lab.seed import IMAGE_NAME
 from whimbrel.scheduler.service import FRESH
 
-pytestmark = pytest.mark.xdist_group("openstackclient")
-
 
 @pytest.fixture
 def admin(clients: Clients) -> Openstack:

@@ -30,6 +30,17 @@ def qemu_replaced(cloud: Cloud, host: str, instead: str) -> Iterator[None]:
         one.exec(["umount", "--lazy", QEMU], check=False)
 
 
+@contextmanager
+def bridge_away(cloud: Cloud, host: str) -> Iterator[None]:
+    """Let a host have no bridge of the name that it is set to use."""
+    one = cloud.lab.host(host)
+    one.exec(["ip", "link", "set", "br-guests", "name", "br-away"])
+    try:
+        yield
+    finally:
+        one.exec(["ip", "link", "set", "br-away", "name", "br-guests"])
+
+
 def test_a_guest_that_ignores_the_power_button_is_stopped_by_force_and_it_is_noted(cloud: Cloud) -> None:
     server = cloud.create("acpi=ignore")
     server.migrate()
@@ -47,13 +58,9 @@ def test_a_target_that_cannot_start_the_guest_gives_it_back(cloud: Cloud) -> Non
 
 def test_a_target_without_its_bridge_is_refused(cloud: Cloud) -> None:
     server = cloud.create()
-    host = cloud.lab.host("h2")
-    host.exec(["ip", "link", "set", "br-guests", "name", "br-away"])
-    try:
+    with bridge_away(cloud, "h2"):
         server.migrate()
         assert_refused(cloud, server, "Host h2 has no bridge br-guests")
-    finally:
-        host.exec(["ip", "link", "set", "br-away", "name", "br-guests"])
 
 
 def test_the_sources_libvirtd_is_away_when_the_guest_is_to_be_stopped(cloud: Cloud) -> None:

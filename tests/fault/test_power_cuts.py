@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.cloud import Cloud, wait_for
-from tests.fault.midway import BALLAST, assert_back, assert_goes_on, mid_copy
-from tests.fault.test_guests import qemu_replaced
+from tests.fault.midway import BALLAST, assert_back, assert_error, assert_goes_on, mid_copy
+from tests.fault.test_guests import bridge_away, qemu_replaced
+from whimbrel.ops import clock
 
 pytestmark = pytest.mark.real
 
@@ -90,3 +91,36 @@ def test_a_source_that_is_off_owes_what_the_user_confirmed(cloud: Cloud) -> None
     cloud.lab.host("h1").boot()
     wait_for("the debt to be paid", lambda: cloud.books()[1] == 0)
     cloud.assert_tidy({server: "h2"})
+
+
+def test_a_guest_runs_again_though_libvirtd_comes_up_late(cloud: Cloud) -> None:
+    server = cloud.create()
+    host = cloud.lab.host("h1")
+    host.crash()
+    host.power_on()
+    host.kill("libvirtd")
+    since = clock.now()
+    host.start("agent")
+    wait_for("the agent", lambda: cloud.heard_at("h1") > since + 2)
+    host.start("libvirtd")
+    server.wait_to_write("h1", boots=2)
+    server.assert_nothing_lost("h1")
+
+
+def test_a_guest_runs_again_though_its_host_came_back_in_the_middle_of_a_move_that_failed(cloud: Cloud) -> None:
+    server = cloud.create()
+    source, target = cloud.lab.host("h1"), cloud.lab.host("h2")
+    target.kill("agent")
+    server.migrate()
+    server.at_step("prepare", "doing")
+    source.crash()
+    since = clock.now()
+    source.boot()
+    wait_for("the source", lambda: cloud.heard_at("h1") > since)
+    with bridge_away(cloud, "h2"):
+        target.start("agent")
+        server.wait_to_write("h1", boots=2)
+    assert_error(server, "Host h2 has no bridge br-guests")
+    server.wait("ACTIVE")
+    server.assert_nothing_lost("h1")
+    cloud.assert_tidy({server: "h1"})

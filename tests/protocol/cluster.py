@@ -346,7 +346,10 @@ class Cluster:
     def beat(self, host: Host) -> None:
         """One heartbeat, delivered at once."""
         state = PowerState.RUNNING if host.running == "running" else PowerState.STOPPED
-        guests = (GuestReport(SERVER, state, host.durable["epoch"], host.durable["number"]),) if host.live else ()
+        ledger = host.durable
+        interrupted = ledger["grant"] is not None and ledger["grant"][1] != host.boot
+        line = GuestReport(SERVER, state, ledger["epoch"], ledger["number"], interrupted)
+        guests = (line,) if host.live else ()
         message = Heartbeat(
             host=host.name, address="10.0.0.1", boot=str(host.boot), ledger=host.name,
             protocols={name: table.version for name, table in protocols.PROTOCOLS.items()},

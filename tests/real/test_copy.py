@@ -356,7 +356,7 @@ def test_shared_storage_is_seen_and_then_linked_and_a_resize_takes_a_true_copy(p
         pair.verify(pushed)
         resize = replace(pair.order("open_channel"), protocol="resize")
         assert pair.source.channels.open(resize, patience())["shared"] is False
-    assert not list((pair.directory / "h1").glob(".probe*"))
+    assert not list((pair.directory / "h1").glob("**/.probe"))
 
 
 def test_a_probe_that_fails_is_an_error_and_never_means_not_shared(pair: Pair) -> None:

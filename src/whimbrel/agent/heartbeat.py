@@ -117,7 +117,8 @@ class Heart:
                     state = self._world.guests.state(seen.server)
                 except CannotTell:
                     silent = True
-            lines.append(GuestReport(seen.server, state or PowerState.STOPPED, seen.epoch, seen.number))
+            interrupted = seen.grant_boot not in (None, self._ledger.boot)
+            lines.append(GuestReport(seen.server, state or PowerState.STOPPED, seen.epoch, seen.number, interrupted))
         return tuple(lines)
 
     def _version(self) -> int:

@@ -49,7 +49,6 @@ def hear(tx: Connection, beat: Heartbeat, *, start_guests_after_boot: bool) -> E
         values |= {"enabled": False, "disabled_reason": reason}
         _log.error("host has lost its ledger", on=beat.host)
     tx.execute(update(hosts).where(hosts.c.name == beat.host).values(**values))
-    rebooted = known.boot != beat.boot
     effects = Effects()
     rows = _servers_at(tx, beat.host)
     reported = {guest.server: guest for guest in beat.guests}
@@ -62,7 +61,8 @@ def hear(tx: Connection, beat: Heartbeat, *, start_guests_after_boot: bool) -> E
         state = guest.power_state if guest is not None else PowerState.STOPPED
         if state == PowerState.UNKNOWN or state == row.power_state:
             continue
-        if rebooted and row.power_state == PowerState.RUNNING and start_guests_after_boot and not row.in_window:
+        ran = guest is not None and guest.interrupted and row.power_state == PowerState.RUNNING
+        if ran and start_guests_after_boot and not row.in_window:
             effects.merge(_start_again(tx, row))
         else:
             servers_core.set_values(tx, row.id, power_state=state)

@@ -92,12 +92,16 @@ class StepReport:
 
 @dataclass(frozen=True)
 class GuestReport:
-    """One line of a heartbeat: a server's state on this host, as of the newest order that the host has seen."""
+    """One line of a heartbeat: a server's state on this host, as of the newest order that the host has seen.
+
+    `interrupted`: it was allowed to run in an earlier boot of this host, and not yet in this one.
+    """
 
     server: str
     power_state: str
     epoch: int
     number: int
+    interrupted: bool = False
 
 
 @dataclass(frozen=True)

@@ -77,24 +77,26 @@ def page(tx: Connection, search: Search, before: int | None, limit: int) -> list
     return [Move(row, marks.get(row.id, {})) for row in rows]
 
 
-def number_of(tx: Connection, uuid: str) -> int | None:
-    """Return the number of the migration with this UUID, None when there is none."""
-    return tx.execute(select(migrations.c.id).where(migrations.c.uuid == uuid)).scalar_one_or_none()
+def number_of(tx: Connection, number_or_uuid: str) -> int | None:
+    """Return a migration's number, None when there is none; clients page by its UUID, or by the number itself."""
+    return tx.execute(select(migrations.c.id).where(_named(number_or_uuid))).scalar_one_or_none()
 
 
 def story(tx: Connection, number_or_uuid: str) -> Story | None:
     """Return one migration whole, None when there is none."""
-    query = select(migrations, servers.c.name.label("server_name")).join(
-        servers, servers.c.id == migrations.c.server_id
+    query = (
+        select(migrations, servers.c.name.label("server_name"))
+        .join(servers, servers.c.id == migrations.c.server_id)
+        .where(_named(number_or_uuid))
     )
-    if number_or_uuid.isascii() and number_or_uuid.isdecimal():
-        if len(number_or_uuid) > 9:
-            return None
-        query = query.where(migrations.c.id == int(number_or_uuid))
-    else:
-        query = query.where(migrations.c.uuid == number_or_uuid)
     row = tx.execute(query).one_or_none()
     return None if row is None else stories(tx, [row])[0]
+
+
+def _named(number_or_uuid: str) -> ColumnElement[bool]:
+    if number_or_uuid.isascii() and number_or_uuid.isdecimal() and len(number_or_uuid) <= 9:
+        return migrations.c.id == int(number_or_uuid)
+    return migrations.c.uuid == number_or_uuid
 
 
 def named_page(tx: Connection, search: Search, limit: int) -> list[Story]:

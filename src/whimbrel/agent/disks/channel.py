@@ -147,9 +147,7 @@ class SshChannels:
 
         Swap is made anew at the target; the config drive is opaque and carried like a disk.
         """
-        home = self._directories.sealed(order.server, order.attempt)
-        if not home.is_dir():
-            home = self._directories.live(order.server)
+        home = self._home(order)
         names = [disk.name for disk in order.work.old.disks if disk.role is not DiskRole.SWAP]
         paths = [home / name for name in names]
         for path in paths:
@@ -158,6 +156,10 @@ class SshChannels:
         if (home / CONFIG_DRIVE).is_file():
             paths.append(home / CONFIG_DRIVE)
         return paths
+
+    def _home(self, order: Order) -> Path:
+        sealed = self._directories.sealed(order.server, order.attempt)
+        return sealed if sealed.is_dir() else self._directories.live(order.server)
 
     @contextmanager
     def _probe(self, order: Order) -> Iterator[tuple[bool, str]]:
@@ -170,7 +172,7 @@ class SshChannels:
         if source.host == target.host:  # one directory, and still each needs a copy of its own
             yield False, secret
             return
-        path = self._directories.live(order.server) / PROBE
+        path = self._home(order) / PROBE
         with in_words("probe for shared storage with", path):
             path.write_text(secret, encoding="ascii")
         try:

@@ -173,7 +173,7 @@ class Receiver:
                 "host": self._host,
                 "free": free_bytes(self._root),
                 "prepared": prepared,
-                "probe": self._look(server) if hello.get("probe") else None,
+                "probe": self._look(server, attempt) if hello.get("probe") else None,
             }
         )
         self._expect("begin")
@@ -214,14 +214,14 @@ class Receiver:
             self._current = None
             self._answer({"written": self._written})
 
-    def _look(self, server: str) -> str | None:
+    def _look(self, server: str, attempt: str) -> str | None:
         """Return the content of the source's probe file, None when it is not here: the storage is not shared."""
-        try:
-            descriptor = os.open(self._directories.live(server) / PROBE, os.O_RDONLY | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            return None
-        with os.fdopen(descriptor, "rb") as file:
-            return file.read(256).decode("ascii", "replace")
+        for home in (self._directories.sealed(server, attempt), self._directories.live(server)):
+            with contextlib.suppress(FileNotFoundError):
+                descriptor = os.open(home / PROBE, os.O_RDONLY | os.O_NOFOLLOW)
+                with os.fdopen(descriptor, "rb") as file:
+                    return file.read(256).decode("ascii", "replace")
+        return None
 
     def _expect(self, word: str) -> dict[str, Any]:
         kind, _, payload = self._inlet.next()
