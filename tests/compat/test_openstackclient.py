@@ -261,7 +261,7 @@ def test_services_and_hypervisors(admin: Openstack, demo: Openstack) -> None:
 
 
 def test_without_a_host_the_server_stays_and_every_refusal_can_be_read(
-    clients: Clients, admin: Openstack, demo: Openstack, make_server: MakeServer
+    clients: Clients, admin: Openstack, make_server: MakeServer
 ) -> None:
     server = make_server(host="h1")
     admin.ok("flavor create --id huge --ram 100001 --disk 1 --vcpus 1 huge")

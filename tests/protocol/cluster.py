@@ -565,6 +565,12 @@ class Cluster:
         assert row is not None
         return row
 
+    def move(self) -> Any:
+        """The newest migration that moves the server; one that starts it again after a power cut is none."""
+        moving = migrations_table.c.kind.in_((Kind.MIGRATION, Kind.RESIZE))
+        query = select(migrations_table).where(moving).order_by(migrations_table.c.id.desc()).limit(1)
+        return self.store.read_now(lambda tx: tx.execute(query).one())
+
     def migration_or_none(self) -> Any:
         """The newest migration's row, None before the first."""
         query = select(migrations_table).order_by(migrations_table.c.id.desc()).limit(1)

@@ -132,7 +132,7 @@ def test_a_power_cut_at_any_boundary_ends_with_one_whole_running_guest(verdict: 
         cluster.crash_at = crash
         _drive(cluster, verdict)
         home = "h2" if verdict is Verdict.CONFIRM else "h1"
-        outcome = cluster.migration().outcome
+        outcome = cluster.move().outcome
         assert outcome in ("confirmed", "reverted"), f"boundary {boundary}\n{cluster.story()}"
         where = cluster.hosts[home]
         assert where.live is not None, cluster.story()
