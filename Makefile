@@ -25,7 +25,7 @@ lint: setup  ## ruff, mypy --strict, import-linter
 	$(BIN)/lint-imports
 
 test: lint  ## everything that must hold, on real guests too
-	$(PY) -m pytest -n 2 --dist loadgroup $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 bench: setup  ## measure; raw rows go to benchmarks/results
 	$(PY) -m benchmarks $(ARGS)

@@ -150,6 +150,7 @@ def test_lists_are_filtered_and_paged(admin: Openstack, demo: Openstack, make_se
     assert [row["Name"] for row in demo.json(f"server list --name {one.name}$ --status ACTIVE")] == [one.name]
     assert demo.json("server list --status SHUTOFF") == demo.json("server list --flavor medium") == []
     assert {row["ID"] for row in demo.json("server list --flavor small")} == {one.id, two.id}
+    assert {row["ID"] for row in demo.json("server list --availability-zone nova")} == {one.id, two.id}
     assert {row["ID"] for row in admin.json("server list --all-projects")} == {one.id, two.id, three.id}
     assert {row["ID"] for row in admin.json("server list --project demo")} == {one.id, two.id}
     assert three.id in {row["ID"] for row in admin.json("server list --all-projects --host h2 --long")}

@@ -44,3 +44,17 @@ def test_a_guest_that_crashes_stays_in_the_window_and_can_be_taken_back(cloud: C
     server.wait_to_write("h1", boots=2)
     server.assert_nothing_lost("h1")
     cloud.assert_tidy({server: "h1"})
+
+
+def test_a_revert_waits_for_the_word_of_a_target_that_is_off_and_says_so(cloud: Cloud) -> None:
+    server = moved(cloud)
+    cloud.lab.host("h2").crash()
+    server.ask_to_revert()
+    shown = server.wait("ERROR")
+    assert "needs the word of host h2" in shown["fault"]["message"]
+    assert cloud.runners(server.id) == [], "nobody knows whether the target's disk was written to since"
+    cloud.lab.host("h2").boot()
+    server.wait("ACTIVE")
+    server.wait_to_write("h1", boots=2)
+    server.assert_nothing_lost("h1")
+    cloud.assert_tidy({server: "h1"})

@@ -39,7 +39,9 @@ def finish(tx: Connection, migration: Row[Any], table: Protocol, *, done: bool, 
             failed = _reason(_entries(tx, migration)) if not done else None
             return _close(tx, migration, Outcome.COMPLETED if done else Outcome.ERROR, failed)
         case _:
-            return _close(tx, migration, Outcome.COMPLETED)
+            # A move whose server is deleted in its undo window counts as confirmed, as in Nova.
+            moved = migration.kind in (Kind.MIGRATION, Kind.RESIZE) and migration.finished_at is not None
+            return _close(tx, migration, Outcome.CONFIRMED if moved else Outcome.COMPLETED)
 
 
 def next_segment(tx: Connection, migration: Row[Any]) -> bool:

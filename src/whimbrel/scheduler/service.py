@@ -41,7 +41,10 @@ class Scheduler:
         if not isinstance(message, SelectTargets):
             _log.error("message of a type that a scheduler does not take", type=type(message).__name__)
             return None
-        answer = choose(await self._hosts(), message, self._conf)
+        answer = choose(await self._hosts(FRESH), message, self._conf)
+        if not answer.hosts:
+            # A host may have been enabled a moment ago: nobody is refused on old news.
+            answer = choose(await self._hosts(0.0), message, self._conf)
         _log.info(
             "targets chosen",
             hosts=list(answer.hosts),
@@ -50,9 +53,10 @@ class Scheduler:
         )
         return answer
 
-    async def _hosts(self) -> table.HostTable:
+    async def _hosts(self, age: float) -> table.HostTable:
+        """Return the table, at most `age` seconds old."""
         async with self._reading:
-            if self._table is None or clock.monotonic() - self._read_at > FRESH:
+            if self._table is None or clock.monotonic() - self._read_at > age:
                 self._table = await self._store.read(table.read, clock.now(), self._down_after)
                 self._read_at = clock.monotonic()
             return self._table

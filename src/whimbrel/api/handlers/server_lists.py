@@ -32,10 +32,11 @@ FOR_ADMIN = frozenset({
     "shutdown_terminate", "cleaned", "fault", "flavor_id", "info_cache", "internal_id", "auto_disk_config",
 })  # fmt: skip
 
-EQUAL = {
-    "reservation_id": "reservation_id", "uuid": "id", "key_name": "key_name", "user_id": "user_id",
-    "availability_zone": "availability_zone",
-}  # fmt: skip
+DERIVED = frozenset({
+    "status", "vm_state", "task_state", "power_state", "availability_zone", "tags", "tags-any", "not-tags",
+    "not-tags-any",
+})  # fmt: skip
+EQUAL = {"reservation_id": "reservation_id", "uuid": "id", "key_name": "key_name", "user_id": "user_id"}
 EQUAL_FOR_ADMIN = {"host": "host", "node": "host", "hostname": "hostname"}
 
 
@@ -147,14 +148,15 @@ def _marker(tx: Connection, call: Call) -> Row[Any] | None:
 
 
 def _derived_filters(call: Call) -> bool:
-    names = ("status", "vm_state", "task_state", "power_state", "tags", "tags-any", "not-tags", "not-tags-any")
-    return any(name in call.query for name in names)
+    return not DERIVED.isdisjoint(call.query)
 
 
 def _wanted(call: Call, each: Situation) -> bool:
     """Apply the filters on what is derived or lies in JSON."""
     known = state.derive(each)
     if "status" in call.query and known.status not in {word.upper() for word in call.query["status"]}:
+        return False
+    if "availability_zone" in call.query and view.zone(each.server) not in call.query["availability_zone"]:
         return False
     if call.who.is_admin or call.version >= (2, 83):
         for name, value in (("vm_state", known.vm), ("task_state", known.task), ("power_state", str(known.power))):

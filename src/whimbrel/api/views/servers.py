@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy import Row
+
 from whimbrel.api.call import Version
 from whimbrel.api.views import flavors, links
 from whimbrel.api.views.state import State
@@ -139,8 +141,9 @@ def _flavor(shown: Shown) -> dict[str, Any]:
     return {"id": flavor["id"], "links": links.bookmark(shown.public_url, "flavors", flavor["id"])}
 
 
-def _zone(shown: Shown) -> str:
-    return ZONE if shown.row.host else shown.row.availability_zone or ""
+def zone(row: Row[Any]) -> str:
+    """Return the zone that a server is in, or was asked to be in."""
+    return ZONE if row.host else row.availability_zone or ""
 
 
 def _time(seconds: float | None) -> str | None:
@@ -164,7 +167,7 @@ FIELDS: tuple[Field, ...] = (
     Field("accessIPv6", lambda s: s.row.access_ipv6),
     Field("links", lambda s: links.of(s.public_url, "servers", s.row.id)),
     Field("OS-DCF:diskConfig", lambda s: s.row.disk_config),
-    Field("OS-EXT-AZ:availability_zone", _zone, extended=True),
+    Field("OS-EXT-AZ:availability_zone", lambda s: zone(s.row), extended=True),
     Field("config_drive", lambda s: "True" if s.row.config_drive else "", extended=True),
     Field("key_name", lambda s: s.row.key_name, extended=True),
     Field("OS-SRV-USG:launched_at", lambda s: _time(s.row.launched_at), extended=True),
