@@ -1,24 +1,30 @@
-"""Runs on a host of the lab and does single steps there, as an agent would: one order per line in, one answer out."""
+"""Runs on a host of the lab and lends its real ports to a test outside, which does single steps with them as an agent.
+
+With only the settings' path it reads orders: one per line in, one answer out. With a socket's path behind it, it serves
+the ports themselves there, to whoever knows them through `Ports`.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from multiprocessing import current_process
+from multiprocessing.managers import BaseManager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from whimbrel.agent.control import StepControl
-from whimbrel.agent.directories import HostDirectories
-from whimbrel.agent.disks.channel import SshChannels
-from whimbrel.agent.disks.store import HostDisks
-from whimbrel.agent.grants import LedgerGrants
-from whimbrel.agent.guests.libvirt import LibvirtGuests
 from whimbrel.agent.ledger import Ledger, boot_marker
+from whimbrel.agent.service import world
 from whimbrel.domain.errors import StepError
 from whimbrel.migration.messages import Order
 from whimbrel.migration.ports import World
 from whimbrel.migration.protocols import HostStep, protocol
 from whimbrel.ops import settings
+
+KEY = b"the socket lies in a directory that only its user can enter"
 
 
 class Request(msgspec.Struct):
@@ -28,18 +34,44 @@ class Request(msgspec.Struct):
     stall: float = 60.0
 
 
+class Ports(BaseManager):
+    """A host's ports from outside it: `Start` makes them anew, `StepControl` a control that lives beside them."""
+
+
+class Start:
+    """The ports as an agent that has just started would have them; the ledger is its host's."""
+
+    def __init__(self, made: World) -> None:
+        self.made = made
+
+    def port(self, name: str) -> Any:
+        return getattr(self.made, name)
+
+
+Ports.register("Port", create_method=False)
+Ports.register("Start", method_to_typeid={"port": "Port"})
+Ports.register("StepControl", StepControl)
+
+
 def main() -> None:
     agent = settings.load(Path(sys.argv[1])).agent
     assert agent is not None
     ledger = Ledger(agent.state_dir, boot_marker(agent.run_dir))
-    guests, channels = LibvirtGuests(agent), SshChannels(agent, ledger)
-    world = World(
-        guests,
-        HostDirectories(agent.instances_dir),
-        HostDisks(agent, channels, guests.ready),
-        channels,
-        LedgerGrants(ledger),
-    )
+    if sys.argv[2:]:
+        serve(sys.argv[2], lambda: Start(world(agent, ledger)))
+    else:
+        answer_orders(world(agent, ledger))
+
+
+def serve(socket: str, start: Callable[[], Start]) -> None:
+    Ports.register("Start", start, method_to_typeid={"port": "Port"})
+    current_process().authkey = KEY  # a step asks its control over the socket too
+    server = Ports(socket, KEY).get_server()
+    print("listening", flush=True)
+    server.serve_forever()
+
+
+def answer_orders(parts: World) -> None:
     decoder = msgspec.json.Decoder(Request)
     for line in sys.stdin.buffer:
         request = decoder.decode(line)
@@ -49,7 +81,7 @@ def main() -> None:
         action = {"do": step.do, "undo": step.undo, "probe": step.probe}[request.verb]
         assert action is not None
         try:
-            answer = {"facts": action(world, order, StepControl(request.limit, stall=request.stall))}
+            answer = {"facts": action(parts, order, StepControl(request.limit, stall=request.stall))}
         except StepError as error:
             answer = {"error": type(error).__name__, "reason": str(error), "facts": error.facts}
         sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")

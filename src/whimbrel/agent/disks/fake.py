@@ -129,6 +129,7 @@ class FakeDisks:
         began = clock.monotonic()
         if not self._directories.is_sealed(order.server, order.attempt):
             raise StepError(f"Server {order.server} was not sealed by attempt {order.attempt}; its disks may change.")
+        self._record(order).unlink(missing_ok=True)
         target = self._wire.target(order)
         disks: dict[str, dict[str, Any]] = {}
         sent = 0
@@ -176,6 +177,7 @@ class FakeDisks:
     def resize(self, order: Order, control: Control) -> Facts:
         """Give the incoming disks their new sizes; a disk grows and never shrinks."""
         incoming = self._directories.incoming(order.server, order.attempt)
+        before = {disk.name: disk.size_mb for disk in order.work.old.disks}
         grown: dict[str, int] = {}
         for disk in order.work.guest.disks:
             path = incoming / disk.name
@@ -186,6 +188,7 @@ class FakeDisks:
                     raise StepError(f"{disk.name} has {size} MiB and cannot shrink to {disk.size_mb} MiB.")
                 if disk.size_mb > size:
                     write_durably(path, _header(disk) + writes)
+                if disk.size_mb > before.get(disk.name, size):
                     grown[disk.name] = disk.size_mb
         return {"grown_to_mb": grown}
 

@@ -86,7 +86,7 @@ class LibvirtGuests:
         self._hypervisor.call(f"define server {server}", lambda connection: connection.defineXML(definition))
 
     def undefine(self, server: str) -> None:
-        """Forget a stopped guest; one that is not known is accepted."""
+        """Forget a stopped guest; one that is not known is accepted, one that runs is refused."""
         libvirt = binding()
         flags = (
             libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
@@ -97,8 +97,11 @@ class LibvirtGuests:
 
         def forget(connection: Any) -> None:
             domain = _find(connection, server)
-            if domain is not None:
-                domain.undefineFlags(flags)
+            if domain is None:
+                return
+            if domain.isActive():  # libvirt would forget it and let it run on
+                raise StepError(f"Server {server} runs on {self._settings.host}; stop it before it is forgotten.")
+            domain.undefineFlags(flags)
 
         self._hypervisor.call(f"undefine server {server}", forget)
 
