@@ -45,7 +45,7 @@ class Guests(Protocol):
         """Make the guest known, stopped; the same definition again is accepted."""
 
     def undefine(self, server: str) -> None:
-        """Forget a stopped guest; one that is not known is accepted."""
+        """Forget a stopped guest; one that is not known is accepted, one that runs is refused."""
 
     def definition(self, server: str) -> str | None:
         """Return the guest's definition, None when it is not defined here."""
@@ -57,7 +57,10 @@ class Guests(Protocol):
         """Let a paused guest run."""
 
     def shut_down(self, server: str, grace: float, control: Control) -> bool:
-        """Ask the guest to stop, and stop it by force after `grace` seconds; return whether force was needed."""
+        """Ask the guest to stop, and stop it by force after `grace` seconds; return whether force was needed.
+
+        A paused guest cannot heed, so it is stopped at once.
+        """
 
     def destroy(self, server: str) -> None:
         """Stop the guest at once; one that is stopped or unknown is accepted."""
