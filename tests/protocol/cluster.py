@@ -379,6 +379,11 @@ class Cluster:
         begun = self.store.write_now(migrations.give_verdict, SERVER, verdict, request_id="req-2")
         self.queue.append(Wake(begun.migration_id))
 
+    def cancel(self, migration: int) -> None:
+        """Cancel as the API does."""
+        begun = self.store.write_now(migrations.request_cancel, migration)
+        self.queue.extend(message for _, _, message in begun.outbox)
+
     def delete(self) -> None:
         """Delete as the API does."""
         begun = self.store.write_now(migrations.request_delete, SERVER, **IDENTITY)

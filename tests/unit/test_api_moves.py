@@ -319,3 +319,25 @@ async def test_a_host_that_is_silent_is_down(cloud: Cloud) -> None:
     }
     own = (await cloud.http.get("/whimbrel/v1/hosts", headers=cloud.token("admin"))).json()["hosts"]
     assert [(host["name"], host["state"]) for host in own] == [("h1", "up"), ("h2", "up"), ("h3", "down")]
+
+
+async def test_a_migration_is_cancelled_by_its_number_until_the_server_was_handed_over(cloud: Cloud) -> None:
+    furnish(cloud)
+    server_id = await active(cloud)
+    assert (await act(cloud, server_id, {"migrate": None})).status_code == 202
+    (move,) = await listed(cloud)
+    url = servers_url(f"/{server_id}/migrations/{move['id']}")
+
+    async def cancel(who: str = "admin", version: str = "2.24", to: str = url) -> httpx2.Response:
+        return await cloud.http.delete(to, headers=at(cloud, who, version))
+
+    assert (await cancel(version="2.23")).status_code == 404
+    assert (await cancel(who="alice")).status_code == 403
+    assert (await cancel(to=servers_url(f"/{server_id}/migrations/999"))).status_code == 404
+    assert (await cancel()).status_code == 202
+    assert (await cancel()).status_code == 202, "asked twice is asked once"
+    progress(cloud, server_id, cancelled=False)
+    open_window(cloud, server_id)
+    late = await cancel()
+    assert late.status_code == 400
+    assert "Revert it to go back" in message(late)

@@ -34,6 +34,7 @@ class Entry:
 MOVING = (
     Entry("migrate", "migrate", "Move a server to another host."),
     Entry("migrate", "resize", "Give a server another flavor, on another host."),
+    Entry("migrate", "cancel", "Turn a migration back."),
     Entry("migrate", "confirm", "Keep a moved server where it is now."),
     Entry("migrate", "revert", "Take a moved server back to where it was."),
 )

@@ -1,4 +1,4 @@
-"""The commands that move a server: migrate and resize begin, confirm and revert end the undo window."""
+"""The commands that move a server: migrate and resize begin, cancel turns back, confirm and revert end the undo window."""
 
 from __future__ import annotations
 
@@ -56,6 +56,19 @@ def revert(cloud: Cloud, server: str, staying: Staying, as_json: bool) -> Exit:
     return _closed(cloud, server, Outcome.REVERTED, staying, as_json=as_json)
 
 
+@talks_to_cloud()
+@click.argument("migration", metavar="MIGRATION|SERVER")
+@may_stay
+def cancel(cloud: Cloud, migration: str, staying: Staying, as_json: bool) -> Exit:
+    """Turn a migration back before the server is handed over: the guest is where it was, and nothing is left.
+
+    Name it by its number or its uuid, or name the server. A revert that is cancelled leaves the server where it is.
+    """
+    found = cloud.find_migration(migration)
+    cloud.delete("compute", f"/servers/{found.server_id}/migrations/{found.id}")
+    return _accepted(cloud, found, staying, Outcome.CANCELLED, as_json=as_json)
+
+
 def _begun(cloud: Cloud, server: dict[str, str], staying: Staying, *, as_json: bool) -> Exit:
     migration = cloud.newest_migration(server["id"])
     if migration is None:
@@ -74,9 +87,12 @@ def _closed(cloud: Cloud, name: str, verdict: Outcome, staying: Staying, *, as_j
     return _accepted(cloud, migration, staying, verdict, as_json=as_json)
 
 
+_ASKED = {Outcome.CONFIRMED: "confirm", Outcome.REVERTED: "revert", Outcome.CANCELLED: "cancel"}
+
+
 def _accepted(cloud: Cloud, migration: Migration, staying: Staying, verdict: Outcome | None, *, as_json: bool) -> Exit:
     if not as_json:
-        what = {Outcome.CONFIRMED: "confirm of ", Outcome.REVERTED: "revert of "}.get(verdict, "") if verdict else ""
+        what = f"{_ASKED[verdict]} of " if verdict else ""
         click.echo(f"accepted: {what}migration {migration.id} of {migration.name}")
     if staying.wanted:
         return stay(cloud, migration, staying, as_json=as_json, wanted=verdict)

@@ -62,7 +62,7 @@ def conclude(migration: Migration, wanted: Outcome | None, *, as_json: bool) -> 
     for line in told:
         click.echo(line, err=migration.failed or migration.needs_fence)
     if not migration.open:
-        return Exit.FAILED if migration.failed else Exit.OK
+        return Exit.FAILED if migration.failed and migration.outcome != wanted else Exit.OK
     if migration.needs_fence:
         return Exit.NEEDS_FENCE
     return Exit.FAILED if wanted is not None else Exit.OK

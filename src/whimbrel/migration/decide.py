@@ -81,7 +81,7 @@ def _beyond_return(protocol: Protocol, journal: Journal, cancelled: bool) -> boo
     if any(step.no_return and step.name in journal for step in protocol.steps):
         return True
     failed = any(entry.mark in TURNING for entry in journal.values())
-    return cancelled and not failed and "hand_over" in journal
+    return cancelled and not failed and any(step.turns and step.name in journal for step in protocol.steps)
 
 
 def _forward(protocol: Protocol, journal: Journal) -> Decision:

@@ -4,13 +4,14 @@ Read a row as: who does it, how it is done, how it is undone, how one finds out 
 long it may take. Rows are done from top to bottom and undone from bottom to top. After a crash a row that was
 being done is asked about, not done again.
 
-Four words after the limit say what a row is special in:
+Five words after the limit say what a row is special in:
 
 * `word`: its undo must be answered by the host itself, because only that host can run the guest or say that it
   does not. Any other undo that finds its host silent becomes a debt of that host.
 * `raises`: its undo lets another host run the server, so it is ordered at a new epoch.
 * `owed`: doing it may become a debt of a silent host: nobody waits for it.
 * `no_return`: once it was begun, the protocol only goes forward.
+* `turns`: the server changes hosts here, so a cancel comes too late from here on.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class HostStep:
     raises: bool = False
     owed: bool = False
     no_return: bool = False
+    turns: bool = False
     why: str = ""
 
 
@@ -70,6 +72,7 @@ class BooksStep:
     do: BooksAction
     undo: BooksAction | None
     no_return: bool = False
+    turns: bool = False
     why: str = ""
     where: Where = Where.CONDUCTOR
     word: bool = False
@@ -130,7 +133,7 @@ VERIFY_DISKS = HostStep("verify_disks", T, disks.verify, NOTHING, disks.are_veri
     why="The target reads its disk back and compares digests: a copy counts when it was seen to be whole.")
 DEFINE_GUEST = HostStep("define_guest", T, guest.define, guest.undefine, guest.is_defined, limit(30 * SECOND),
     why="The same machine: what differs from the source's definition is declared and recorded.")
-HAND_OVER = BooksStep("hand_over", handover.commit, handover.take_back,
+HAND_OVER = BooksStep("hand_over", handover.commit, handover.take_back, turns=True,
     why="The runner changes in one transaction, at a new epoch; every older order is powerless from here.")
 START_GUEST = HostStep("start_guest", T, guest.start, guest.revoke, guest.is_running, limit(60 * SECOND),
     word=True, raises=True,
@@ -161,7 +164,7 @@ REVERT = Protocol("revert", 1, (
     HostStep("stop_target", T, guest.stop_target, guest.restart_target, guest.is_stopped, limit(60 * SECOND),
         word=True, raises=True,
         why="The target promises not to run the guest again before the source may."),
-    BooksStep("take_back", handover.take_back, NOTHING, no_return=True,
+    BooksStep("take_back", handover.take_back, NOTHING, no_return=True, turns=True,
         why="The runner changes back in one transaction, at a new epoch."),
     HostStep("start_source", S, guest.unseal, NOTHING, guest.is_unsealed, limit(60 * SECOND), word=True,
         why="The sealed copy gets its name back and runs, if it ran before."),

@@ -14,7 +14,7 @@ from whimbrel.migration import protocols
 from whimbrel.migration.messages import Wake
 from whimbrel.migration.protocols import Protocol
 from whimbrel.ops import clock, ids
-from whimbrel.store import outbox
+from whimbrel.store import journal, outbox
 from whimbrel.store.tables import migrations, servers
 
 CONDUCTOR_QUEUE = "conductor"
@@ -121,6 +121,37 @@ def request_delete(tx: Connection, server_id: str, *, request_id: str, user_id: 
         )
     )
     return _woken(tx, row.id, len(row.segments))
+
+
+def request_cancel(tx: Connection, migration_id: int) -> Begun:
+    """Turn an open migration back; asking twice is accepted. Invalid, with the remedy, where it only goes forward."""
+    row = load(tx, migration_id)
+    if row is None or not row.open:
+        raise Invalid(f"Migration {migration_id} has ended, so there is nothing to cancel.")
+    if row.cancelled and row.verdict != Verdict.DELETE:
+        return Begun(row.id, row.segment)
+    why_not = _beyond_cancel(tx, row)
+    if why_not:
+        raise Invalid(f"Migration {migration_id} cannot be cancelled any more: {why_not}")
+    save(tx, row.id, row.revision, {"cancelled": True})
+    return _woken(tx, row.id, row.segment)
+
+
+def _beyond_cancel(tx: Connection, row: Row[Any]) -> str:
+    """Say why this migration only goes forward; nothing if it can still turn."""
+    table = protocols.protocol(row.segments[row.segment]["protocol"], row.segments[row.segment]["version"])
+    if row.verdict == Verdict.DELETE or row.kind == Kind.DELETE:
+        return "its server is being deleted."
+    if row.window_open and row.verdict is None:
+        return f"server {row.server_id} runs at {row.target}. Revert it to go back."
+    if row.window_open or table.name == "confirm":
+        return f"it is being closed by a {row.verdict}."
+    turn = next((step.name for step in table.steps if step.turns), None)
+    if turn is None:
+        return f"a {table.name} has no hand-over to be cancelled before; wait until it ends."
+    if journal.row_for(tx, (row.id, row.segment, row.attempt, turn)) is not None:
+        return f"server {row.server_id} was handed over. When it has ended, it can be moved back."
+    return ""
 
 
 def windows_run_out(tx: Connection, now: float) -> list[str]:

@@ -129,6 +129,13 @@ _MIGRATIONS = (
         "servers:migrations:show",
         since=(2, 23),
     ),
+    _row(
+        "DELETE",
+        f"{SERVER}/migrations/{{migration_id}}",
+        migrations.cancel,
+        "servers:migrations:delete",
+        since=(2, 24),
+    ),
     _row("GET", f"{SERVER}/os-instance-actions", instance_actions.index, "os-instance-actions:list"),
     _row("GET", f"{SERVER}/os-instance-actions/{{request_id}}", instance_actions.show, "os-instance-actions:show"),
 )
