@@ -1,4 +1,4 @@
-"""The commands that move a server: migrate and resize begin, cancel turns back, confirm and revert end the undo window."""
+"""The commands that move a server: migrate and resize begin, cancel turns back, confirm and revert close the window."""
 
 from __future__ import annotations
 
