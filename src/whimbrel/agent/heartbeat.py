@@ -68,6 +68,10 @@ class Heart:
             except TimeoutError:
                 pass
 
+    def beat_soon(self) -> None:
+        """Beat now, or at the end of the shortest pause."""
+        self._changed.set()
+
     async def _beat(self) -> None:
         try:
             heartbeat = await asyncio.to_thread(self.compose)

@@ -1,0 +1,37 @@
+"""An audit's report as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from whimbrel.audit.auditor import Report
+from whimbrel.audit.findings import Finding
+from whimbrel.ops import clock
+
+
+def report(found: Report) -> dict[str, Any]:
+    """Return the whole report, drift first."""
+    findings = sorted(found.findings, key=lambda finding: not finding.kind.drift)
+    return {
+        "at": clock.iso(found.at),
+        "seconds": round(found.seconds, 2),
+        "hosts": list(found.hosts),
+        "drift": found.drift,
+        "findings": [_finding(one, mended=one.identity in found.mended) for one in findings],
+    }
+
+
+def _finding(finding: Finding, *, mended: bool) -> dict[str, Any]:
+    return {
+        "kind": finding.kind.value,
+        "means": finding.kind.means,
+        "drift": finding.kind.drift,
+        "host": finding.host,
+        "server_id": finding.server,
+        "server_name": finding.name or None,
+        "what": finding.what or None,
+        "detail": finding.detail,
+        "remedy": finding.remedy,
+        "repairable": finding.repair is not None,
+        "repaired": mended,
+    }
