@@ -73,10 +73,15 @@ def _without_owner(look: Look, claim: ClaimEntry, entry: ServerEntry | None) -> 
         why = "no such server was ever known"
     elif entry.deleted:
         why = "the server is deleted"
+    elif entry.host == claim.host:
+        why = "the server has its claim there"
     else:
         why = f"the server belongs to {entry.host or 'no host'}"
     looked = claim.host in look.inspections
-    safe = looked and (seen is None or not seen.directories) and claim.server not in look.after.open
+    # The live directory at home is what the other claim there is for; any other files may be what this one is for.
+    at_home = entry is not None and claim.host == entry.host
+    theirs = [one for one in seen.directories if not (at_home and one.state == "live")] if seen else []
+    safe = looked and not theirs and claim.server not in look.after.open
     if safe:
         remedy = f"{REPAIR} gives it back."
     elif looked and claim.server not in look.after.open:

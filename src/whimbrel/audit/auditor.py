@@ -111,23 +111,20 @@ class Auditor:
         return f"Host {host} answered with something that is no inspection of it; upgrade its agent."
 
     async def _mend(self, findings: tuple[Finding, ...]) -> list[Identity]:
-        """Do the repairs one after the other; several findings may share one."""
-        done: dict[Repair, bool] = {}
-        mended = []
+        """Do what can be done, server by server; several findings may share one repair."""
+        wanted: dict[str, set[Repair]] = {}
         for finding in findings:
-            wanted = finding.repair
-            if wanted is None:
-                continue
-            if wanted not in done:
-                sent = await self.store.write(repair.apply, wanted)
-                done[wanted] = sent is not None
-                if sent is not None:
-                    await self.relay.send_now(sent)
-                    metrics.audit_repairs.labels(wanted.mend).inc()
-                    _log.warning("audit repair", mend=wanted.mend, on=wanted.host, server=wanted.server)
-            if done[wanted]:
-                mended.append(finding.identity)
-        return mended
+            if finding.repair is not None:
+                wanted.setdefault(finding.repair.server, set()).add(finding.repair)
+        done: set[Repair] = set()
+        for server, repairs in wanted.items():
+            applied, sent = await self.store.write(repair.apply, server, list(repairs))
+            await self.relay.send_now(sent)
+            done.update(applied)
+        for one in done:
+            metrics.audit_repairs.labels(one.mend).inc()
+            _log.warning("audit repair", mend=one.mend, on=one.host, server=one.server)
+        return [finding.identity for finding in findings if finding.repair in done]
 
 
 def _migration(attempt: str | None) -> list[int]:

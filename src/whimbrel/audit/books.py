@@ -58,7 +58,6 @@ class MigrationEntry:
     window_since: float | None
     fence: str | None
     outcome: str | None
-    room_before: Resources
 
     @property
     def busy(self) -> bool:
@@ -180,7 +179,6 @@ def _migration(row: Row[Any]) -> MigrationEntry:
         window_since=row.finished_at,
         fence=row.fence,
         outcome=row.outcome,
-        room_before=resources_of(flavor_of(row.old_flavor)),
     )
 
 

@@ -1,11 +1,12 @@
 """Mends what is provably safe to mend, with the authority that everything else has: a debt, or a numbered order.
 
-Each repair is one transaction. It begins by reading the server again: if anything was ordered about it since the look,
-or a migration of it is open, nothing is done, and the next audit decides anew.
+All repairs of one server are one transaction. It begins by reading the server again: if anything was ordered about it
+since the look, or a migration of it is open, nothing is done, and the next audit decides anew.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,12 +44,30 @@ Sent = list[tuple[int, str, object]]
 """What is to be published after the commit: (outbox id, queue, message)."""
 
 
-def apply(tx: Connection, repair: Repair) -> Sent | None:
-    """Do one repair; return what to publish, None when things have changed since the look and nothing was done."""
-    row = tx.execute(select(servers).where(servers.c.id == repair.server).with_for_update()).one_or_none()
+def apply(tx: Connection, server: str, wanted: Sequence[Repair]) -> tuple[list[Repair], Sent]:
+    """Do the repairs of one server; return those that were done and what to publish.
+
+    A host that is told to stop a guest is told nothing else about it now: a newer order would overtake the stop.
+    """
+    row = tx.execute(select(servers).where(servers.c.id == server).with_for_update()).one_or_none()
     numbers = (row.epoch, row.order_number) if row is not None else (0, 0)
-    if numbers != (repair.epoch, repair.number) or _is_open(tx, repair.server) or _owes(tx, repair):
-        return None
+    done: list[Repair] = []
+    sent: Sent = []
+    if _is_open(tx, server):
+        return done, sent
+    for repair in sorted(wanted, key=lambda one: one.mend is not Mend.STOP_STRAY):
+        told = {one.host for one in done if one.mend is Mend.STOP_STRAY}
+        if (repair.epoch, repair.number) != numbers or repair.host in told or _owes(tx, repair):
+            continue
+        messages = _do(tx, repair, row)
+        if messages is not None:
+            done.append(repair)
+            sent += messages
+    return done, sent
+
+
+def _do(tx: Connection, repair: Repair, row: Row[Any] | None) -> Sent | None:
+    """Do one repair; None when the server is not as it was, and nothing was done."""
     match repair.mend:
         case Mend.GIVE_CLAIM_BACK:
             return _give_back(tx, repair, row)
