@@ -66,6 +66,7 @@ class Scene:
     silent: dict[str, str] = field(default_factory=dict)
     before: dict[str, Any] = field(default_factory=dict)
     heard_after: float | None = None
+    dead_letters: int = 0
 
     def books(self) -> Books:
         deleted = ServerEntry(DELETED, "gone", "h1", 3, 9, STOPPED, True, ROOM)
@@ -88,7 +89,8 @@ class Scene:
             for host, servers in self.seen.items()
             if host not in self.silent
         }
-        return Look(replace(self.books(), **self.before), self.books(), inspections, self.silent, self.heard_after)
+        before = replace(self.books(), **self.before)
+        return Look(before, self.books(), inspections, self.silent, self.heard_after, self.dead_letters)
 
     def findings(self) -> list[Finding]:
         return compare(self.look())

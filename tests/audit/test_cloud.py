@@ -167,11 +167,14 @@ def test_a_host_that_does_not_answer_is_never_clean_and_its_debt_is_told(cloud: 
 
 
 @pytest.mark.anyio
-async def test_ten_moves_at_once_are_no_drift_whenever_one_looks(cloud: Drifting) -> None:
+async def test_ten_moves_at_once_are_no_drift_whenever_one_looks(
+    cloud: Drifting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("whimbrel.audit.auditor.PAUSE", 0.05)
     moved = [await asyncio.to_thread(cloud.server, f"h{1 + number % 3}") for number in range(10)]
     bus = AmqpBus(cloud.fake.broker.url, registry(*MESSAGES), name="audit-test")
     await bus.start()
-    auditor = Auditor(cloud.store, bus, Relay(cloud.store, bus.cast), 60.0, pause=0.05)
+    auditor = Auditor(cloud.store, bus, Relay(cloud.store, bus.cast), 60.0)
     over, found, audits, midway = asyncio.Event(), [], 0, 0
 
     async def look_all_the_time() -> None:

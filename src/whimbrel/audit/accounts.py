@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from whimbrel.audit.books import ClaimEntry, ServerEntry
 from whimbrel.audit.findings import Finding, Kind, Mend, Repair
 from whimbrel.audit.look import Look
+from whimbrel.bus.queues import DEAD_LETTERS
 from whimbrel.domain.claim import NOTHING, Resources
 
 DEBT_PATIENCE = 30.0
@@ -25,6 +26,15 @@ def accounts(look: Look) -> Iterator[Finding]:
     yield from _overcommitted(look)
     yield from _debts(look)
     yield from _open(look)
+    if look.dead_letters:
+        yield Finding(
+            Kind.DEAD_LETTERS,
+            None,
+            None,
+            f"{look.dead_letters} messages are in the queue {DEAD_LETTERS}.",
+            f"Read them (`rabbitmqadmin get queue={DEAD_LETTERS}`) beside the logs of that time; when they are "
+            f"understood: `rabbitmqctl purge_queue {DEAD_LETTERS}`.",
+        )
 
 
 def _claims(look: Look, server: str) -> Iterator[Finding]:

@@ -58,8 +58,6 @@ class Auditor:
     bus: Bus
     relay: Relay
     down_after: float
-    pause: float = PAUSE
-    answer: float = ANSWER
     _asking: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(ASKING))
 
     async def run(self, *, mend: bool = False, host: str | None = None) -> Report:
@@ -73,7 +71,7 @@ class Auditor:
             raise NotFound(f"There is no host {host}; `whimbrel hosts` lists them.")
         found = {finding.identity: finding for finding in compare(last)}
         if found:
-            await asyncio.sleep(self.pause)
+            await asyncio.sleep(PAUSE)
             last = await self._look(last.after.at)
             found = {finding.identity: finding for finding in compare(last) if finding.identity in found}
         findings = tuple(finding for finding in found.values() if host in (None, finding.host))
@@ -89,7 +87,15 @@ class Auditor:
         seen = [one for inspection in inspections.values() for one in inspection.servers]
         attempts = {number for one in seen for directory in one.directories for number in _migration(directory.attempt)}
         after = await self.store.read(books.read, self.down_after, {one.server for one in seen}, attempts)
-        return Look(before, after, inspections, silent, heard_after)
+        return Look(before, after, inspections, silent, heard_after, await self._dead_letters())
+
+    async def _dead_letters(self) -> int:
+        """Count what nobody could take; a broker that does not answer has no host answering either."""
+        try:
+            return await self.bus.waiting(queues.DEAD_LETTERS)
+        except BusError as error:
+            _log.warning("dead letters were not counted", reason=str(error))
+            return 0
 
     async def _ask(self, known: Books) -> tuple[dict[str, Inspection], dict[str, str]]:
         """Ask every host that is up, all at the same time; say of each other one why it was not looked at."""
@@ -103,7 +109,7 @@ class Auditor:
             return f"Host {host} is down: no heartbeat comes, or it was forced down."
         async with self._asking:
             try:
-                answer = await self.bus.call(queues.agent(host), Inspect(), timeout=self.answer)
+                answer = await self.bus.call(queues.agent(host), Inspect(), timeout=ANSWER)
             except BusError as error:
                 return str(error)
         if isinstance(answer, Inspection) and answer.host == host:

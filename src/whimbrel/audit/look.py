@@ -31,6 +31,7 @@ class Look:
     inspections: Mapping[str, Inspection]
     silent: Mapping[str, str]
     heard_after: float | None = None
+    dead_letters: int = 0
 
     @cached_property
     def places(self) -> dict[str, dict[str, SeenServer]]:

@@ -6,7 +6,6 @@ from typing import Any
 from urllib.parse import quote
 
 import click
-from rich.padding import Padding
 from rich.text import Text
 
 from whimbrel.cli.cloud import Cloud
@@ -39,7 +38,8 @@ def _tell(found: dict[str, Any]) -> None:
     looked = f"{len(found['hosts'])} hosts looked at in {found['seconds']:.1f} s"
     mended = sum(one["repaired"] for one in found["findings"])
     mendable = sum(one["repairable"] and not one["repaired"] for one in found["findings"])
-    parts = [f"{found['drift']} differences" if found["drift"] else "no drift", looked]
+    counted = "1 difference" if found["drift"] == 1 else f"{found['drift']} differences"
+    parts = [counted if found["drift"] else "no drift", looked]
     parts += [f"{mended} mended"] if mended else []
     parts += [f"{mendable} can be mended with --repair"] if mendable else []
     click.echo(", ".join(parts) + ".")
@@ -53,6 +53,7 @@ def _tell_one(finding: dict[str, Any]) -> None:
         sign, color = ("✗", "red") if finding["drift"] else ("·", "dim")
     where = " ".join(filter(None, [finding["host"], finding["server_name"], finding["server_id"]]))
     console().print(Text.assemble((f"{sign} {finding['kind']}", color), ("  " + where, "bold")))
-    console().print(Padding(Text(finding["detail"]), (0, 0, 0, 4)))
     remedy = "Mending it is ordered." if finding["repaired"] else finding["remedy"]
-    console().print(Padding(Text("→ " + remedy, "dim"), (0, 0, 0, 4)))
+    # Not wrapped, so that a command in it can be copied whole.
+    console().print(Text(f"    {finding['detail']}"), soft_wrap=True)
+    console().print(Text(f"    → {remedy}", "dim"), soft_wrap=True)

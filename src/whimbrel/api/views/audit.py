@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from whimbrel.audit.auditor import Report
-from whimbrel.audit.findings import Finding
+from whimbrel.audit.findings import Finding, Kind
 from whimbrel.ops import clock
 
 
 def report(found: Report) -> dict[str, Any]:
-    """Return the whole report, drift first."""
-    findings = sorted(found.findings, key=lambda finding: not finding.kind.drift)
+    """Return the whole report, in the order of the kinds: what is worst first."""
+    order = {kind: place for place, kind in enumerate(Kind)}
+    findings = sorted(found.findings, key=lambda one: (order[one.kind], one.host or "", one.server or ""))
     return {
         "at": clock.iso(found.at),
         "seconds": round(found.seconds, 2),
-        "hosts": list(found.hosts),
+        "hosts": sorted(found.hosts),
         "drift": found.drift,
         "findings": [_finding(one, mended=one.identity in found.mended) for one in findings],
     }
