@@ -357,7 +357,7 @@ class Cluster:
             cpu_ratio=1.0, ram_ratio=1.0, disk_ratio=1.0, architecture="x86_64", hypervisor="fake",
             hypervisor_version=1, root_disk="qcow2", free_disk_gb=20, uptime="", guests=guests,
         )  # fmt: skip
-        self._take(self.store.write_now(host_books.hear, message, start_guests_after_boot=True))
+        self._take(self.store.write_now(host_books.hear, message, self.conf))
 
     def _take(self, effects: Effects) -> None:
         self.queue.extend(message for _, _, message in effects.outbox)

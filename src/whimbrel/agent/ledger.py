@@ -195,6 +195,20 @@ class Ledger:
         with self._reading() as sql:
             return read_server(sql, server)
 
+    def raise_epochs(self, epochs: dict[str, int]) -> None:
+        """Note epochs that a conductor has told: no order below one of them is obeyed any more."""
+        with self.transaction() as sql:
+            sql.executemany(
+                "INSERT INTO servers (server, epoch, number) VALUES (?, ?, 0) ON CONFLICT (server) "
+                "DO UPDATE SET epoch = max(epoch, excluded.epoch)",
+                epochs.items(),
+            )
+
+    def suspend_grants(self) -> None:
+        """Let no grant count any more, as after a reboot: each server needs a new one to run here."""
+        with self.transaction() as sql:
+            sql.execute("UPDATE servers SET grant_boot = '' WHERE grant_boot IS NOT NULL")
+
     # Reports on their way
 
     def outbox(self, *, after: int, limit: int) -> list[OutboxRow]:

@@ -51,6 +51,7 @@ RUNNING = (
     Entry("roles", "scheduler", "Run the scheduler."),
     Entry("roles", "conductor", "Run the conductor."),
     Entry("roles", "agent", "Run the agent of this host."),
+    Entry("roles", "keeper", "Keep this host's lease, so that others may prove it is over."),
     Entry("roles", "db", "Look after the database."),
     Entry("bootstrap", "bootstrap", "Make the first users, projects and network."),
 )

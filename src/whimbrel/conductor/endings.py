@@ -26,9 +26,9 @@ def finish(tx: Connection, migration: Row[Any], table: Protocol, *, done: bool, 
     match table.name, done:
         case (("cold" | "resize"), True):
             return _open_window(tx, migration, conf.confirm_window)
-        case (("cold" | "resize" | "build"), False):
+        case (("cold" | "resize" | "build" | "evacuate"), False):
             return _next_attempt(tx, migration)
-        case "build", True:
+        case (("build" | "evacuate"), True):
             servers_core.set_values(tx, migration.server_id, launched_at=clock.now(), fault=None)
             return _close(tx, migration, Outcome.COMPLETED)
         case "confirm", _:
