@@ -48,7 +48,7 @@ class Conductor:
         self.heartbeats: list[Heartbeat] = []
         self.number = 0
         self.results: dict[str, Any] = {}
-        self.epochs: dict[str, int] = {}
+        self.standings: dict[str, tuple[int, int]] = {}
         self.welcomes = True
         self.admitted = asyncio.Event()
 
@@ -83,7 +83,7 @@ class Conductor:
             if message.admitted:
                 self.admitted.set()
             elif self.welcomes:
-                await self.bus.cast(f"agent.{message.host}", Welcome(message.host, message.admission, self.epochs))
+                await self.bus.cast(f"agent.{message.host}", Welcome(message.host, message.admission, self.standings))
 
         await self.bus.start()
         await self.bus.consume("conductor", take)
@@ -249,18 +249,18 @@ async def test_an_agent_obeys_nothing_before_it_is_welcome_and_nothing_older_tha
     conductor.welcomes, beats = False, len(conductor.heartbeats)
     old = await conductor.send("h1", "start_guest", protocol="build", attempt="1-1", work=replace(WORK, source=None))
     async with conductor.agent("h1"):
-        await conductor.bus.cast("agent.h1", Welcome("h1", "of an earlier start", {SERVER: 1}))
+        await conductor.bus.cast("agent.h1", Welcome("h1", "of an earlier start", {SERVER: (1, 1)}))
         await conductor.bus.cast("agent.h1", Ask(old))
         assert (await conductor.end(old)).facts == {"unheard": True}
         assert conductor.guests("h1").state(SERVER) is PowerState.STOPPED
         assert (await conductor.seen("h1", "stopped", since=beats)).interrupted
         asked = conductor.heartbeats[-1]
         assert not asked.admitted
-        await conductor.bus.cast("agent.h1", Welcome("h1", asked.admission, {SERVER: 2}))
+        await conductor.bus.cast("agent.h1", Welcome("h1", asked.admission, {SERVER: (2, 9)}))
         await asyncio.wait_for(conductor.admitted.wait(), 10)
         await conductor.bus.cast("agent.h1", old)
         refused = await conductor.end(old)
-        assert (refused.answer, refused.facts["epoch"]) == (Answer.STALE, 2)
+        assert (refused.answer, refused.facts) == (Answer.STALE, {"epoch": 2, "number": 9})
         assert conductor.guests("h1").state(SERVER) is PowerState.STOPPED
 
 

@@ -1,7 +1,7 @@
 """Leave to take orders, and the lease to run guests: both are asked for in heartbeats and given by a conductor.
 
 What must hold: an agent that has started, or whose lease has run out, obeys nothing before a conductor has told it
-the epochs of its servers; what waited in its queue meanwhile may be from before another host was given one of them.
+how its servers stand; what waited in its queue meanwhile may be from before another host was given one of them.
 A lease counts from when it was asked for, on CLOCK_BOOTTIME, which goes on while a host sleeps.
 """
 
@@ -43,12 +43,12 @@ class Admission:
         return self.admitted
 
     def welcome(self, message: Welcome) -> None:
-        """Take the epochs in, and orders from now on; a Welcome to an earlier question is ignored."""
+        """Take in how each server stands, and orders from now on; a Welcome to an earlier question is ignored."""
         if message.admission != self.id or self.admitted:
             return
-        self._ledger.raise_epochs(message.epochs)
+        self._ledger.catch_up(message.servers)
         self.admitted = True
-        log.info("admitted", servers=len(message.epochs))
+        log.info("admitted", servers=len(message.servers))
 
     def renew(self, lease: Lease) -> None:
         """Write down for the keeper until when guests may run here."""

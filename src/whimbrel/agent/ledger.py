@@ -195,13 +195,13 @@ class Ledger:
         with self._reading() as sql:
             return read_server(sql, server)
 
-    def raise_epochs(self, epochs: dict[str, int]) -> None:
-        """Note epochs that a conductor has told: no order below one of them is obeyed any more."""
+    def catch_up(self, standings: dict[str, tuple[int, int]]) -> None:
+        """Note the epoch and order number of servers as a conductor told them: nothing up to there is obeyed."""
         with self.transaction() as sql:
             sql.executemany(
-                "INSERT INTO servers (server, epoch, number) VALUES (?, ?, 0) ON CONFLICT (server) "
-                "DO UPDATE SET epoch = max(epoch, excluded.epoch)",
-                epochs.items(),
+                "INSERT INTO servers (server, epoch, number) VALUES (?, ?, ?) ON CONFLICT (server) "
+                "DO UPDATE SET epoch = max(epoch, excluded.epoch), number = max(number, excluded.number)",
+                [(server, epoch, number) for server, (epoch, number) in standings.items()],
             )
 
     def suspend_grants(self) -> None:

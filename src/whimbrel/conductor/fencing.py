@@ -145,7 +145,7 @@ async def ask(device: settings.FenceDevice, action: str, seconds: float) -> Powe
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
         )
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         _log.error("a fence agent cannot be run", agent=device.agent, reason=str(error))
         return Power.UNKNOWN
     try:
@@ -166,4 +166,4 @@ def _value(value: str) -> str:
     """Return an option's value; `@/path` stands for the first line of that file, so no secret is in the settings."""
     if not value.startswith("@"):
         return value
-    return Path(value[1:]).read_text(encoding="utf-8").splitlines()[0]
+    return Path(value[1:]).read_text(encoding="utf-8").partition("\n")[0]

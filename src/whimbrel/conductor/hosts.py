@@ -77,7 +77,7 @@ def _answer(tx: Connection, beat: Heartbeat, conf: settings.Conductor) -> Effect
     effects = Effects()
     queue = f"agent.{beat.host}"
     if not beat.admitted:
-        effects.passing.append((queue, Welcome(beat.host, beat.admission, fencing.epochs(tx, beat.host))))
+        effects.passing.append((queue, Welcome(beat.host, beat.admission, fencing.standings(tx, beat.host))))
     elif beat.lease_asked is not None:
         tx.execute(update(hosts).where(hosts.c.name == beat.host).values(lease_number=hosts.c.lease_number + 1))
         effects.passing.append((queue, Lease(beat.host, beat.lease_asked, conf.lease_seconds)))

@@ -145,15 +145,16 @@ class Heartbeat:
 
 @dataclass(frozen=True)
 class Welcome:
-    """Conductor to an agent that has started, or has lost its lease: the epochs below which it obeys nothing.
+    """Conductor to an agent that has started, or has lost its lease: the epoch and order number of each server now.
 
-    Without it an order that waited for the host while another was given its servers would be obeyed. `admission` is
-    that of the heartbeat that asked, so an old Welcome admits nobody.
+    Nothing up to there is obeyed any more: an order that waited for the host may be from before another was given the
+    server, and one that still counts is sent again. `admission` is that of the heartbeat that asked, so an old Welcome
+    admits nobody.
     """
 
     host: str
     admission: str
-    epochs: dict[str, int]
+    servers: dict[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)

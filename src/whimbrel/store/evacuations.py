@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Row
 
 from whimbrel.domain.errors import Conflict
 from whimbrel.domain.migration import Kind, Mark, Outcome, Verb, Where
+from whimbrel.domain.server import PowerAction
 from whimbrel.migration import protocols
 from whimbrel.ops import clock
 from whimbrel.store import claims, debts, journal, migrations
@@ -22,12 +23,18 @@ OVERTAKEN = "Its host is silent, and the server is evacuated instead."
 
 
 def begin(
-    tx: Connection, server_id: str, asked: Asked, project_id: str, *, target: str | None, was_running: bool | None
+    tx: Connection, server_id: str, asked: Asked, project_id: str, *, target: str | None, leave_stopped: bool = False
 ) -> Begun:
-    """Open an evacuation, and end what cannot go on without the silent host; Conflict when a copy is elsewhere."""
+    """Open an evacuation, and end what cannot go on without the silent host; Conflict when a copy is elsewhere.
+
+    `leave_stopped`: the guest is not started at the target, whatever it did before.
+    """
+    was_running = None
     running = migrations.open_of(tx, server_id)
     if running is not None:
         _overtake(tx, running)
+        if running.kind != Kind.POWER:
+            was_running = running.was_running
     return migrations.begin(
         tx,
         server_id,
@@ -37,6 +44,7 @@ def begin(
         user_id=asked.user_id,
         project_id=project_id,
         forced_host=target,
+        action=PowerAction.STOP if leave_stopped else None,
         was_running=was_running,
     )
 

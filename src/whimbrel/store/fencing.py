@@ -89,8 +89,8 @@ def awaited(tx: Connection) -> dict[str, bool]:
     return found
 
 
-def epochs(tx: Connection, host: str) -> dict[str, int]:
-    """Return the epoch of every server that this host has, may have, or owes the removal of."""
+def standings(tx: Connection, host: str) -> dict[str, tuple[int, int]]:
+    """Return epoch and order number of every server that this host has, may have, or owes the removal of."""
     theirs = union(
         select(servers.c.id).where(servers.c.host == host, servers.c.deleted_at.is_(None)),
         select(claims.c.server_id).where(claims.c.host == host),
@@ -99,5 +99,5 @@ def epochs(tx: Connection, host: str) -> dict[str, int]:
             migrations.c.open, or_(migrations.c.source == host, migrations.c.target == host)
         ),
     )
-    rows = tx.execute(select(servers.c.id, servers.c.epoch).where(servers.c.id.in_(theirs)))
-    return {row.id: row.epoch for row in rows}
+    query = select(servers.c.id, servers.c.epoch, servers.c.order_number).where(servers.c.id.in_(theirs))
+    return {row.id: (row.epoch, row.order_number) for row in tx.execute(query)}

@@ -47,9 +47,9 @@ def _evacuate(tx: Connection, call: Call) -> Begun:
             raise NotFound(f"Compute host {wanted} not found.")
         if wanted == server.host:
             raise Invalid("The target host can't be the same one.")
-    runs = None if call.version < (2, 95) else False
     asked = finding.asked(call)
-    begun = evacuations.begin(tx, server.id, asked, server.project_id, target=wanted, was_running=runs)
+    stopped = call.version >= (2, 95)
+    begun = evacuations.begin(tx, server.id, asked, server.project_id, target=wanted, leave_stopped=stopped)
     actions.record(tx, server.id, "evacuate", asked, migration_id=begun.migration_id, segment=begun.segment)
     return begun
 
