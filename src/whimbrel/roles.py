@@ -12,6 +12,7 @@ import functools
 import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING
 
 import structlog
@@ -70,7 +71,7 @@ async def conductor(conf: settings.Settings, bus: Bus) -> None:
     def ticket_url(image_id: str) -> str:
         return f"{conf.conductor.image_url}/v2/images/{image_id}/file?ticket={tokens.ticket(image_id)}"
 
-    await Conductor(conf.conductor, _store(conf), bus, ticket_url).run()
+    await Conductor(conf, _store(conf), bus, ticket_url).run()
 
 
 async def agent(conf: settings.Settings, bus: Bus) -> None:
@@ -107,6 +108,19 @@ def _count_books(conf: settings.Settings, url: str) -> None:
 
     read = functools.partial(read_counts, Store(url), conf.conductor.service_down_after)
     metrics.show(metrics.Reading(read, MEANINGS))
+
+
+def keep(conf: settings.Settings) -> None:
+    """Run this host's keeper until SIGTERM or SIGINT; it needs neither broker nor database."""
+    from whimbrel.agent import keeper
+
+    if conf.agent is None:
+        raise SettingsError("The settings have no [agent] table; a keeper needs the agent's.")
+    log.configure("keeper", conf.logs, host=conf.agent.host)
+    stop = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    keeper.run(conf.agent, stop)
 
 
 async def _run(name: str, conf: settings.Settings) -> None:

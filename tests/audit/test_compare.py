@@ -225,7 +225,7 @@ CASES = (
     ),
     Case(
         "a new ledger",
-        instead("h1", home(epoch=0, number=0, grant_epoch=None)),
+        instead("h1", home(power=STOPPED, grant_epoch=None, granted=False)),
         Kind.LEDGER_LOST,
         "h1",
         None,

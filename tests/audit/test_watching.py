@@ -50,7 +50,9 @@ async def test_the_conductor_logs_each_drift_when_it_comes_and_when_it_goes(
     monkeypatch.setattr("whimbrel.conductor.service.asyncio.sleep", sleep)
     with capture_logs() as logs:
         work = asyncio.create_task(
-            Conductor(settings.Conductor(audit_every=77), store, bus, lambda image: "").run(),
+            Conductor(
+                settings.Settings(conductor=settings.Conductor(audit_every=77)), store, bus, lambda image: ""
+            ).run(),
         )
         async with asyncio.timeout(20):
             while not any(line["event"] == "drift is gone" for line in logs):

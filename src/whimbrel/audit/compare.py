@@ -53,19 +53,19 @@ def _litter(look: Look, host: str, inspection: Inspection) -> Iterator[Finding]:
 
 
 def _ledger(look: Look, host: str, inspection: Inspection) -> Iterator[Finding]:
-    """A host that has never heard of servers that live there has lost its memory, and its promises with it."""
+    """A host that was never granted a server that lives there has lost its memory, and its promises with it."""
     strangers = []
     for seen in inspection.servers:
         entry = look.server(seen.server)
-        at_home = entry is not None and entry.host == host and not entry.deleted and entry.number > 0
-        if at_home and seen.number == 0 and seen.epoch == 0 and has_live(seen) and look.steady(seen.server):
+        at_home = entry is not None and entry.host == host and not entry.deleted and entry.epoch > 0
+        if at_home and seen.grant_epoch is None and has_live(seen) and look.steady(seen.server):
             strangers.append(seen.server)
     if strangers:
         yield Finding(
             Kind.LEDGER_LOST,
             host,
             None,
-            f"It has no record of {len(strangers)} servers that live there, {strangers[0]} for one.",
+            f"It has no record of being granted {len(strangers)} servers that live there, {strangers[0]} for one.",
             f"See that each guest runs there only; give it a new grant with `openstack server reboot --hard "
             f"{strangers[0]}`; then `openstack compute service set --enable {host} nova-compute`.",
         )

@@ -41,7 +41,10 @@ class Kind(enum.StrEnum):
     UNBALANCED_CLAIM = "unbalanced_claim", "The room that is claimed is not the room that is used."
     UNPAID_DEBT = "unpaid_debt", "A host still owes a clean-up."
     NEEDS_FENCE = "needs_fence", "A migration waits for the proof that a silent host does not run the guest."
-    LEDGER_LOST = "ledger_lost", "A host's ledger does not know servers that live there: it is a new one."
+    LEDGER_LOST = (
+        "ledger_lost",
+        "A host's ledger has no grant, of whatever age, for servers that live there: it is a new one.",
+    )
     BOOKS_BEHIND = "books_behind", "A host has obeyed orders that the database does not know: it is an older copy."
     DEAD_LETTERS = "dead_letters", "Messages that no process could take wait to be looked at."
     OLD_WINDOW = "old_window", "An undo window without a deadline has been open for long.", False

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from whimbrel.api.call import Route
-from whimbrel.api.handlers import audit, discovery, journal
+from whimbrel.api.handlers import audit, discovery, journal, recovery
+from whimbrel.api.schemas import services as schema
 from whimbrel.api.schemas.audit import RUN
 
 WHIMBREL: tuple[Route, ...] = (
@@ -15,4 +16,5 @@ WHIMBREL: tuple[Route, ...] = (
     Route("whimbrel", "GET", "/v1/audit", audit.show, "whimbrel:audit"),
     Route("whimbrel", "POST", "/v1/audit", audit.run, "whimbrel:audit", schemas=RUN),
     Route("", "GET", "/metrics", audit.metrics_page, "whimbrel:metrics"),
+    Route("whimbrel", "POST", "/v1/hosts/{name}/fence", recovery.prove, "whimbrel:hosts:fence", schemas=schema.FENCE),
 )
