@@ -19,7 +19,7 @@ import re
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -262,13 +262,16 @@ def _is_directory(path: Path) -> bool:
 
 
 def held_bytes(path: Path) -> int:
-    """Return the bytes that removing a tree would free: those of files that nothing else holds."""
+    """Return the bytes that removing a tree would free: those of files that nothing else holds.
+
+    A file that goes while we look counts for nothing.
+    """
     held = 0
     for directory, _, names in os.walk(path):
         for name in names:
-            entry = (Path(directory) / name).lstat()
-            if entry.st_nlink == 1:
-                held += entry.st_blocks * 512
+            with suppress(FileNotFoundError):
+                entry = (Path(directory) / name).lstat()
+                held += entry.st_blocks * 512 if entry.st_nlink == 1 else 0
     return held
 
 

@@ -6,7 +6,6 @@ not there.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 
 from whimbrel.agent.children import start_time
@@ -56,8 +55,9 @@ def inspect(settings: Agent, ledger: Ledger, world: World) -> Inspection:
 def _directories(survey: Survey) -> dict[str, tuple[SeenDirectory, ...]]:
     found: dict[str, tuple[SeenDirectory, ...]] = {}
     for server, state, attempt, path in survey.servers:
-        with suppress(FileNotFoundError):
-            found[server] = (*found.get(server, ()), SeenDirectory(state, attempt, held_bytes(path)))
+        seen = SeenDirectory(state, attempt, held_bytes(path))
+        if path.is_dir():  # else it went, or got another name, while we looked
+            found[server] = (*found.get(server, ()), seen)
     return found
 
 
