@@ -100,7 +100,7 @@ def run(name: str, conf: settings.Settings) -> None:
 
 
 async def _run(name: str, conf: settings.Settings) -> None:
-    bus = _bus(name, conf)
+    bus = bus_of(name, conf)
     await bus.start()
     work = asyncio.create_task(_role(name, conf, bus))
     loop = asyncio.get_running_loop()
@@ -115,7 +115,7 @@ async def _run(name: str, conf: settings.Settings) -> None:
         await bus.close()
 
 
-def _bus(name: str, conf: settings.Settings) -> AmqpBus:
+def bus_of(name: str, conf: settings.Settings) -> AmqpBus:
     """Make the role's bus; SettingsError if it could not make itself believed, or tell whom to believe."""
     if conf.broker is None:
         raise SettingsError("The settings name no broker; add a [broker] table with its `url`.")

@@ -254,9 +254,13 @@ class Link:
 
 
 def origin_of(incoming: AbstractIncomingMessage, place: str) -> Origin:
-    """Return what is known of a message that was taken from `place` (a queue or a topic)."""
+    """Return what is known of a message that was taken from `place` (a queue or a topic).
+
+    A dead letter still bears the name of who sent it first, but whose queue it died in chose where it went then.
+    """
     signature = incoming.headers.get(SIGNATURE)
-    return Origin(place, incoming.user_id, signature if isinstance(signature, str) else None)
+    user = None if "x-death" in incoming.headers else incoming.user_id
+    return Origin(place, user, signature if isinstance(signature, str) else None)
 
 
 @contextlib.asynccontextmanager
