@@ -143,6 +143,7 @@ async def test_a_forged_report_moves_no_migration(scene: Scene, intruder: Intrud
 
 
 async def test_another_hosts_call_is_not_an_intruders_to_answer(scene: Scene, intruder: Intruder) -> None:
+    truth = await asyncio.to_thread(_console, scene, scene.victim)
     async with intruder.channel() as channel:
         await (await channel.declare_queue(queues.agent("h3"), passive=True)).purge()
     asked = asyncio.create_task(asyncio.to_thread(_console, scene, scene.own))
@@ -161,8 +162,7 @@ async def test_another_hosts_call_is_not_an_intruders_to_answer(scene: Scene, in
                     await intruder.say(question.reply_to, Console("forged"), correlation_id=later, user_id=user)
         await until("a word about it", lambda: scene.said("may not answer for agent.h1"))
         assert not asked.done()
-    answer = await asked
-    assert ("forged" not in answer and "whimbrel" in answer.lower()) or "WRITER" in answer or answer == ""
+    assert await asked == truth and "forged" not in truth
 
 
 async def test_a_controllers_message_sent_on_through_a_dead_letter_is_nobodys(scene: Scene, intruder: Intruder) -> None:
