@@ -52,6 +52,7 @@ RUNNING = (
     Entry("roles", "agent", "Run the agent of this host."),
     Entry("roles", "db", "Look after the database."),
     Entry("bootstrap", "bootstrap", "Make the first users, projects and network."),
+    Entry("host", "host", "Let a host in: its broker user, and the key that it obeys."),
 )
 TRYING = (Entry("lab", "lab", "A cloud of several hosts on this machine.", more=(("demo", "demo"),)),)
 SECTIONS = {"Moving servers": MOVING, "Looking": LOOKING, "Running Whimbrel": RUNNING, "Trying it": TRYING}
