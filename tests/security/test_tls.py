@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import anyio
+import click.testing
 import httpx2
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tests.fakecloud import free_port
 from tests.security.conftest import CODEC
@@ -19,6 +21,9 @@ from whimbrel.api.app import serve
 from whimbrel.bus import queues
 from whimbrel.bus.amqp import AmqpBus
 from whimbrel.bus.port import Timing
+from whimbrel.bus.signing import Signer, Verifier
+from whimbrel.bus.trust import AgentTrust, ControllerTrust
+from whimbrel.cli.main import cli
 from whimbrel.domain.errors import BusError, SettingsError, StepError
 from whimbrel.lab import certificates
 from whimbrel.lab.broker import Broker
@@ -76,6 +81,40 @@ async def test_a_broker_is_spoken_to_only_over_tls_and_only_under_its_name(
         bad = AmqpBus(url, CODEC, name="test", timing=HASTY, ca_file=ca_file)
         with pytest.raises(BusError, match=reason):
             await bad.start()
+
+
+@pytest.mark.broker
+async def test_what_an_operator_types_makes_a_user_that_an_agent_can_work_as(node: Broker, proofs: Path) -> None:
+    typed = click.testing.CliRunner().invoke(cli, ["host", "broker-user", "h9"]).output
+    environment = {
+        "PATH": "/usr/lib/rabbitmq/bin:/usr/bin:/bin",
+        "HOME": str(node.dir / "home"),
+        "RABBITMQ_NODENAME": "whimbrel@localhost",
+        "ERL_EPMD_PORT": str(node.port + 2),
+    }
+    done = await anyio.run_process(["sh", "-e"], input=typed.encode(), env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    key = Ed25519PrivateKey.generate()
+    url = typed.split('url = "')[1].split('"')[0].replace("BROKER:5671", f"127.0.0.1:{node.port}")
+    ours, taken = str(proofs / "ca.pem"), anyio.Event()
+
+    async def take(message: object) -> None:
+        assert message == Wake(9)
+        taken.set()
+
+    trusts = {node.url: ControllerTrust(Signer(key)), url: AgentTrust("h9", Verifier([Signer(key).public_key]))}
+    controller, agent = (
+        AmqpBus(address, CODEC, name="test", timing=replace(HASTY, start=60), ca_file=ours, trust=trust)
+        for address, trust in trusts.items()
+    )
+    for bus in (controller, agent):
+        await bus.start()
+    await agent.consume(queues.agent("h9"), take)
+    await controller.cast(queues.agent("h9"), Wake(9))
+    with anyio.fail_after(30):
+        await taken.wait()
+    for bus in (agent, controller):
+        await bus.close()
 
 
 async def test_the_api_speaks_tls_to_clients_and_to_hosts_that_fetch_images(
