@@ -101,16 +101,10 @@ class Conductor(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Agent(msgspec.Struct, forbid_unknown_fields=True):
-    """One host. Totals and reserves are what the scheduler may plan with; 0 means: ask the machine.
-
-    `controller_keys` are the public keys of the controllers that it obeys, `ca_file` holds the authorities (PEM) by
-    which it knows an image store at an https address (None: those that this machine trusts).
-    """
+    """One host. Totals and reserves are what the scheduler may plan with; 0 means: ask the machine."""
 
     host: str
     address: str
-    controller_keys: list[str] = []
-    ca_file: str | None = None
     instances_dir: str = "/var/lib/whimbrel/instances"
     state_dir: str = "/var/lib/whimbrel/agent"
     run_dir: str = "/run/whimbrel"
@@ -138,6 +132,10 @@ class Agent(msgspec.Struct, forbid_unknown_fields=True):
     disk_ratio: float = 1.0
     lease: bool = False
     """Ask for a lease, which `whimbrel keeper` on this host enforces: without a valid one no guest runs here."""
+    controller_keys: list[str] = []
+    """The public keys of the controllers that this host obeys."""
+    ca_file: str | None = None
+    """The authorities (PEM) by which an image store at an https address is known; None: those that this machine trusts."""
 
 
 class FenceDevice(msgspec.Struct, forbid_unknown_fields=True):
