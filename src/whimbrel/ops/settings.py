@@ -135,7 +135,7 @@ class Agent(msgspec.Struct, forbid_unknown_fields=True):
     controller_keys: list[str] = []
     """The public keys of the controllers that this host obeys."""
     ca_file: str | None = None
-    """The authorities (PEM) by which an image store at an https address is known; None: those that this machine trusts."""
+    """The authorities (PEM) by which an https image store is known; None: those that this machine trusts."""
 
 
 class FenceDevice(msgspec.Struct, forbid_unknown_fields=True):
