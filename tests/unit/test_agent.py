@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -287,6 +288,7 @@ async def test_an_inspection_tells_what_is_on_the_host_and_a_heartbeat_follows(c
         (root / f"{stranger}.sealed-8-2" / "disk-0").write_bytes(b"x" * 5000)
         (root / ".trash-x").mkdir()
         (root / "notes.txt").touch()
+        (root / os.fsdecode(b"zz\xff")).touch()
         (root / f"{stranger}.sealed-x").touch()
         beats = len(conductor.heartbeats)
         found = await conductor.bus.call("agent.h1", Inspect(), timeout=5)
@@ -299,7 +301,7 @@ async def test_an_inspection_tells_what_is_on_the_host_and_a_heartbeat_follows(c
         assert [(one.state, one.attempt) for one in other.directories] == [("sealed", "8-2")]
         assert other.directories[0].bytes >= 5000
         assert found.leftovers == (".trash-x",) and found.children == ()
-        assert found.strange == (f"{stranger}.sealed-x", "notes.txt")
+        assert found.strange == (f"{stranger}.sealed-x", "notes.txt", "zz?")
     (conductor.base / "h1-run" / "boot").unlink()
     async with conductor.agent("h1"):
         found = await conductor.bus.call("agent.h1", Inspect(), timeout=5)

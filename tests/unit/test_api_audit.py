@@ -13,6 +13,8 @@ from whimbrel.migration.messages import Inspect, Inspection, SeenDirectory, Seen
 
 pytestmark = pytest.mark.anyio
 
+ANY = "99999999-2222-4333-8444-555555555555"
+
 
 async def host(cloud: Cloud, name: str, *servers: SeenServer) -> None:
     """Let a host answer for as long as the test lasts."""
@@ -82,3 +84,29 @@ async def test_a_host_that_does_not_answer_is_a_finding(cloud: Cloud, monkeypatc
     report = await audit(cloud)
     assert (report["hosts"], report["drift"]) == (["h1"], 1)
     assert [(row["kind"], row["host"]) for row in report["findings"]] == [("not_looked_at", "h2")]
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        Inspection("h1", "/srv", "", ()),
+        Inspection("h2", "/srv; reboot", "", ()),
+        Inspection("h2", "/srv", "", (SeenServer("x; reboot", None, ()),)),
+        Inspection("h2", "/srv", "", (SeenServer(ANY, None, (SeenDirectory("live", "1-1; reboot", 0),)),)),
+        Inspection("h2", "/srv", "", (SeenServer(ANY, None, (SeenDirectory("; reboot", "1-1", 0),)),)),
+    ],
+)
+async def test_a_host_cannot_put_words_into_a_remedy(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch, lie: Inspection
+) -> None:
+    monkeypatch.setattr("whimbrel.audit.auditor.PAUSE", 0.0)
+    furnish(cloud)
+    await host(cloud, "h1")
+
+    async def answer(message: object) -> Inspection:
+        return lie
+
+    await cloud.services.bus.consume("agent.h2", answer)
+    report = await audit(cloud)
+    assert [(row["kind"], row["host"]) for row in report["findings"]] == [("not_looked_at", "h2")]
+    assert "reboot" not in str(report)

@@ -214,7 +214,7 @@ class HostDirectories:
                 named = _NAMED.fullmatch(path.name)
                 if named is not None and _is_directory(path):
                     state = named["state"] or "live"
-                    attempt = named["attempt"] if named["state"] else self._maker(path)
+                    attempt = named["attempt"] if named["state"] else _label(self._maker(path))
                     servers.append((named["server"], state, attempt, path))
                 elif path.name.startswith(TRASH):
                     leftovers.append(path.name)
@@ -240,6 +240,11 @@ class HostDirectories:
                 sync_directory(self.root)
                 freed += _unlink_tree(trash)
             return freed
+
+
+def _label(said: object) -> str | None:
+    """Return what a manifest says that its attempt is, None when that is no attempt's name."""
+    return said if isinstance(said, str) and _ATTEMPT.fullmatch(said) else None
 
 
 def _checked(pattern: re.Pattern[str], text: str, what: str) -> str:

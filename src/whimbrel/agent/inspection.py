@@ -46,8 +46,10 @@ def inspect(settings: Agent, ledger: Ledger, world: World) -> Inspection:
             _seen(server, known.get(server), directories.get(server, ()), records.get(server), ledger.boot)
             for server in present[:MOST]
         ),
-        leftovers=tuple([*survey.leftovers, *(f"{CACHE}/{part}" for part in parts)][:MOST_NAMES]),
-        strange=survey.strange[:MOST_NAMES],
+        leftovers=tuple(
+            _readable(name) for name in [*survey.leftovers, *(f"{CACHE}/{part}" for part in parts)][:MOST_NAMES]
+        ),
+        strange=tuple(_readable(name) for name in survey.strange[:MOST_NAMES]),
         children=tuple(_children(ledger)[:MOST_NAMES]),
     )
 
@@ -77,3 +79,8 @@ def _seen(
 def _children(ledger: Ledger) -> list[str]:
     alive = (child for child in ledger.children() if start_time(child.pid) == child.start_time)
     return [f"pid {child.pid}: {child.purpose}" for child in alive]
+
+
+def _readable(name: str) -> str:
+    """A file's name may be any bytes; a message is text."""
+    return name.encode("utf-8", "replace").decode()

@@ -7,6 +7,7 @@ What both looks show, some seconds apart, and with books that agree before and a
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import dataclass, field
 
 import structlog
@@ -30,6 +31,10 @@ PAUSE = 3.0
 """Seconds between the two looks: time for the heartbeats that the first one has asked for, and for the books."""
 ASKING = 64
 """Hosts that are asked at once."""
+
+_SERVER = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_ATTEMPT = re.compile(r"[0-9]{1,18}-[0-9]{1,9}")
+_DIRECTORY = re.compile(r"/[\w./-]{1,1000}", re.ASCII)
 
 _log = structlog.get_logger(__name__)
 
@@ -112,9 +117,9 @@ class Auditor:
                 answer = await self.bus.call(queues.agent(host), Inspect(), timeout=ANSWER)
             except BusError as error:
                 return str(error)
-        if isinstance(answer, Inspection) and answer.host == host:
+        if isinstance(answer, Inspection) and _is_sound(answer, host):
             return answer
-        return f"Host {host} answered with something that is no inspection of it; upgrade its agent."
+        return f"Host {host} answered with something that is no inspection of it; look whether its agent is ours."
 
     async def _mend(self, findings: tuple[Finding, ...]) -> list[Identity]:
         """Do what can be done, server by server; several findings may share one repair."""
@@ -131,6 +136,19 @@ class Auditor:
             metrics.audit_repairs.labels(one.mend).inc()
             _log.warning("audit repair", mend=one.mend, on=one.host, server=one.server)
         return [finding.identity for finding in findings if finding.repair in done]
+
+
+def _is_sound(inspection: Inspection, host: str) -> bool:
+    """Return whether every name has the form of one: names become commands that an administrator is told to type."""
+    attempts = [one.attempt for seen in inspection.servers for one in seen.directories if one.attempt is not None]
+    states = {one.state for seen in inspection.servers for one in seen.directories}
+    return (
+        inspection.host == host
+        and all(_SERVER.fullmatch(seen.server) for seen in inspection.servers)
+        and all(_ATTEMPT.fullmatch(attempt) for attempt in attempts)
+        and states <= {"live", "incoming", "sealed"}
+        and _DIRECTORY.fullmatch(inspection.instances_dir) is not None
+    )
 
 
 def _migration(attempt: str | None) -> list[int]:

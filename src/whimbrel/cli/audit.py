@@ -52,8 +52,13 @@ def _tell_one(finding: dict[str, Any]) -> None:
     else:
         sign, color = ("✗", "red") if finding["drift"] else ("·", "dim")
     where = " ".join(filter(None, [finding["host"], finding["server_name"], finding["server_id"]]))
-    console().print(Text.assemble((f"{sign} {finding['kind']}", color), ("  " + where, "bold")))
+    console().print(Text.assemble((f"{sign} {finding['kind']}", color), ("  " + _visible(where), "bold")))
     remedy = "Mending it is ordered." if finding["repaired"] else finding["remedy"]
     # Not wrapped, so that a command in it can be copied whole.
-    console().print(Text(f"    {finding['detail']}"), soft_wrap=True)
+    console().print(Text(f"    {_visible(finding['detail'])}"), soft_wrap=True)
     console().print(Text(f"    → {remedy}", "dim"), soft_wrap=True)
+
+
+def _visible(text: str) -> str:
+    """Return what hosts have said without what would command the terminal: file names may hold anything."""
+    return "".join(character if character.isprintable() else "�" for character in text)
