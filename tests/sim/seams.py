@@ -95,8 +95,12 @@ def _identifiers(names: random.Random) -> dict[str, Callable[..., str]]:
 
 def _watched_become(become: Callable[..., None], world: SimCloud) -> Callable[..., None]:
     def watched(self: Any, records: dict[str, Any], server: str, state: Any) -> None:
-        become(self, records, server, state)
-        world.auditor.guest_became(self._host, server, state)
+        try:
+            become(self, records, server, state)
+        finally:  # the agent may have died, or failed, just before or just after the hypervisor did it
+            record = self._load().get(server)
+            if record is not None and self._state_of(record) is state:
+                world.auditor.guest_became(self._host, server, state)
 
     return watched
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import IO
+from typing import IO, Any
 
 import msgspec
 
@@ -109,9 +109,14 @@ class ServerRecord:
     grant_epoch: int | None = None
     grant_boot: str | None = None
     released_epoch: int | None = None
+    at_work: bool = False
+    """Its newest order has not ended."""
 
 
-_SERVER_COLUMNS = "server, epoch, number, sealed, grant_epoch, grant_boot, released_epoch"
+_SERVER_COLUMNS = (
+    "server, epoch, number, sealed, grant_epoch, grant_boot, released_epoch, EXISTS (SELECT 1 FROM orders "
+    "WHERE orders.server = servers.server AND orders.number = servers.number AND ended_at IS NULL)"
+)
 
 
 class Ledger:
@@ -188,7 +193,7 @@ class Ledger:
         """Return what is known of every server that this host ever had to do with."""
         with self._reading() as sql:
             rows = sql.execute(f"SELECT {_SERVER_COLUMNS} FROM servers ORDER BY server").fetchall()
-        return [ServerRecord(*row) for row in rows]
+        return [_record(row) for row in rows]
 
     def server(self, server: str) -> ServerRecord | None:
         """Return what is known of one server, None if nothing."""
@@ -328,7 +333,12 @@ def _own(path: Path) -> IO[bytes]:
 def read_server(sql: sqlite3.Connection, server: str) -> ServerRecord | None:
     """Return what is known of one server, inside a transaction."""
     row = sql.execute(f"SELECT {_SERVER_COLUMNS} FROM servers WHERE server = ?", (server,)).fetchone()
-    return None if row is None else ServerRecord(*row)
+    return None if row is None else _record(row)
+
+
+def _record(row: tuple[Any, ...]) -> ServerRecord:
+    *columns, at_work = row
+    return ServerRecord(*columns, at_work=bool(at_work))
 
 
 def _is_same(one: Order, other: Order) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 import structlog
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, or_, select
 
 from whimbrel.conductor.drive import Driver, Effects, send
 from whimbrel.domain.migration import Mark
@@ -49,9 +49,14 @@ def look(tx: Connection, conf: settings.Conductor) -> Due:
         order = journal.order_of(row)
         if row.mark in (Mark.DOING, Mark.UNDOING) and now - row.heard_at > min(order.limit, PATIENCE):
             due.silent.append(key)
-        elif now - row.asked_at >= conf.ask_after:
+        elif _passed(row.asked_at, now, conf.ask_after):
             due.asks.append((key, Ask(order)))
     return due
+
+
+def _passed(since: float, now: float, seconds: float) -> bool:
+    """Return whether so many seconds have passed; nobody knows how many have since a time that is still to come."""
+    return now < since or now - since >= seconds
 
 
 def call_silent(tx: Connection, driver: Driver, key: Key) -> Effects:
@@ -68,9 +73,12 @@ def call_silent(tx: Connection, driver: Driver, key: Key) -> Effects:
 
 
 def note_asked(tx: Connection, keys: list[Key]) -> None:
-    """Remember when these orders were asked about last."""
+    """Remember when these orders were asked about last; after the clock was set back, silence counts from now."""
+    now = clock.now()
     for key in keys:
-        journal.write(tx, key, {"asked_at": clock.now()})
+        row = journal.row_for(tx, key)
+        if row is not None:
+            journal.write(tx, key, {"asked_at": now, "heard_at": min(row.heard_at, now)})
 
 
 def close_window(tx: Connection, server_id: str) -> Effects:
@@ -114,6 +122,9 @@ def keep_targets(tx: Connection, driver: Driver, migration_id: int, answer: Targ
 
 def _unplaced(tx: Connection, now: float) -> list[int]:
     query = select(table.c.id).where(
-        table.c.open, table.c.targets.is_(None), table.c.target.is_(None), table.c.updated_at < now - CHOOSE_AGAIN_AFTER
+        table.c.open,
+        table.c.targets.is_(None),
+        table.c.target.is_(None),
+        or_(table.c.updated_at < now - CHOOSE_AGAIN_AFTER, table.c.updated_at > now),
     )
     return list(tx.execute(query).scalars())
