@@ -48,9 +48,14 @@ class Books:
         return [row for row in reversed(self.migrations) if row.server_id == server]
 
 
+_TABLES = [
+    select(table).order_by(*table.primary_key)
+    for table in (servers, migrations, journal, claims_table, debts, hosts, outbox)
+]
+
+
 def _books(tx: Connection) -> Books:
-    tables = (servers, migrations, journal, claims_table, debts, hosts, outbox)
-    return Books(*(tx.execute(select(table).order_by(*table.primary_key)).all() for table in tables))
+    return Books(*(tx.execute(table).all() for table in _TABLES))
 
 
 @dataclass
@@ -92,7 +97,12 @@ class Auditor:
         host = self.cloud.hosts[name]
         assert host.ledger is not None
         seen = outside(host.ledger.server, server)
-        if seen is None or seen.sealed or seen.grant_boot != host.ledger.boot or seen.released_epoch != seen.grant_epoch:
+        if (
+            seen is None
+            or seen.sealed
+            or seen.grant_boot != host.ledger.boot
+            or seen.released_epoch != seen.grant_epoch
+        ):
             self.fail("S1 grant", f"{server} was let run on {name} without a grant of this boot: {seen}")
         elif seen.grant_epoch is not None and seen.grant_epoch < seen.epoch:
             self.fail("S4 epoch", f"{server} was let run on {name} by an older epoch: {seen}")
@@ -234,7 +244,9 @@ class Auditor:
             mine = {place for place in found if row.id in place[1]}
             expected, claimed = self._expected(row, newest[0] if newest else None)
             if mine != expected:
-                self.fail("L3 leftovers", f"{row.id}: found {sorted(mine - expected)}, missing {sorted(expected - mine)}")
+                self.fail(
+                    "L3 leftovers", f"{row.id}: found {sorted(mine - expected)}, missing {sorted(expected - mine)}"
+                )
             held = sorted((c.host, c.vcpus, c.ram_mb, c.disk_gb, c.owed) for c in books.claims if c.server_id == row.id)
             if held != sorted(claimed):
                 self.fail("S5 claims", f"{row.id}: claimed {held}, expected {sorted(claimed)}")

@@ -217,7 +217,7 @@ class Host:
         return settings.Agent(
             host=self.name, address="10.0.0.1", instances_dir=str(self.instances), state_dir=str(self.dir.with_name(f"state-{self.name}")),
             run_dir=str(self.dir / "run"), hypervisor="fake", max_copies=self.cloud.rules["max_copies"],
-            reserved_ram_mb=0, cpu_ratio=1.0,
+            reserved_ram_mb=0, cpu_ratio=1.0, heartbeat_interval=15,
         )  # fmt: skip
 
     def guests(self) -> FakeGuests | None:

@@ -18,10 +18,10 @@ from unittest import mock
 import structlog
 
 from tests.sim import timeloop
+from tests.sim.cloud import SimCloud, ports_of
 from tests.sim.faults import Mishaps
 from tests.sim.story import Story
 from tests.sim.timeloop import CURRENT, TimeLoop
-from tests.sim.cloud import SimCloud, ports_of
 from whimbrel.agent import control, executor, inventory
 from whimbrel.agent import outbox as agent_outbox
 from whimbrel.agent import service as agent_service
@@ -33,7 +33,7 @@ from whimbrel.ops import clock, ids
 from whimbrel.store import outbox
 
 EPOCH = 1_700_000_000.0
-LOOKS = 3.0
+LOOKS = 5.0
 """Seconds between two sweeps of each outbox and two ticks of the conductor; the product looks each second."""
 
 
@@ -168,7 +168,7 @@ def _files(mishaps: Mishaps, world: SimCloud) -> Iterator[tuple[Any, str, Callab
             mishaps.file_write(f"rmtree {tree.name}")
             for entry in sorted(tree.iterdir())[:1]:
                 if not entry.is_dir():
-                    os.unlink(entry)
+                    entry.unlink()
             mishaps.file_write(f"rmtree {tree.name}, half")
         rmtree(tree, *args, **kwargs)
         world.auditor.removed(tree)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, select
@@ -21,6 +20,7 @@ from whimbrel.migration import protocols
 from whimbrel.ops import clock, ids
 from whimbrel.store import hosts_view, migrations, servers
 from whimbrel.store.migrations import Begun
+from whimbrel.store.servers import Situation
 from whimbrel.store.tables import hosts
 from whimbrel.store.tables import migrations as migrations_table
 from whimbrel.store.tables import servers as servers_table
@@ -65,7 +65,7 @@ def build(tx: Connection, rng: random.Random) -> Begun | None:
 
 def migrate(tx: Connection, rng: random.Random) -> Begun | None:
     """Move a server, now and then to a named host."""
-    situation = _pick(tx, rng, "migrate", ("active", "stopped"))
+    situation = _resting(tx, rng, "migrate", ("active", "stopped"))
     host = _some_host(tx, rng) if rng.random() < 0.4 else None
     if host == situation.server.host:
         return None
@@ -75,7 +75,7 @@ def migrate(tx: Connection, rng: random.Random) -> Begun | None:
 
 def resize(tx: Connection, rng: random.Random) -> Begun | None:
     """Give a server the larger flavor."""
-    situation = _pick(tx, rng, "resize", ("active", "stopped"))
+    situation = _resting(tx, rng, "resize", ("active", "stopped"))
     if situation.server.flavor["id"] == LARGE["id"]:
         return None
     return migrations.begin(tx, situation.server.id, Kind.RESIZE, protocols.RESIZE, new_flavor=LARGE, **_asked())
@@ -92,15 +92,17 @@ def revert(tx: Connection, rng: random.Random) -> Begun | None:
 
 
 def _verdict(tx: Connection, rng: random.Random, verdict: Verdict) -> Begun | None:
-    situation = _any(tx, rng)
-    if situation.migration is None or situation.migration.verdict != verdict:
-        require(situation, verdict, ("resized",))
-    return migrations.give_verdict(tx, situation.server.id, verdict, request_id=ids.new_request_id())
+    def may(situation: Situation) -> None:
+        if situation.migration is None or situation.migration.verdict != verdict:
+            require(situation, verdict, ("resized",))
+
+    server = _pick(tx, rng, may).server.id
+    return migrations.give_verdict(tx, server, verdict, request_id=ids.new_request_id())
 
 
 def delete(tx: Connection, rng: random.Random) -> Begun | None:
     """Delete a server, whatever is being done with it."""
-    return migrations.request_delete(tx, _any(tx, rng).server.id, **_asked())
+    return migrations.request_delete(tx, _pick(tx, rng, lambda _: None).server.id, **_asked())
 
 
 def cancel(tx: Connection, rng: random.Random) -> Begun | None:
@@ -119,7 +121,7 @@ def power(tx: Connection, rng: random.Random) -> Begun | None:
             (PowerAction.REBOOT_HARD, ("active", "stopped", "paused")),
         )
     )
-    server = _pick(tx, rng, action, states).server.id
+    server = _resting(tx, rng, action, states).server.id
     return migrations.begin(tx, server, Kind.POWER, protocols.POWER, action=action, **_asked())
 
 
@@ -140,21 +142,29 @@ def draw(rng: random.Random) -> Row:
     return rng.choices(OPERATIONS, [row.weight for row in OPERATIONS])[0]
 
 
-def _any(tx: Connection, rng: random.Random) -> Any:
+def _pick(tx: Connection, rng: random.Random, may: Callable[[Situation], None]) -> Situation:
+    """Return a server, any of those for which the API does not refuse."""
     query = select(servers_table).where(servers_table.c.deleted_at.is_(None)).order_by(servers_table.c.number)
-    rows = tx.execute(query).all()
-    if not rows:
-        raise Conflict("There is no server.")
-    return servers.situation(tx, rng.choice(rows))
+    refusal = Conflict("There is no server.")
+    for situation in rng.sample(found := servers.situations(tx, tx.execute(query).all()), len(found)):
+        try:
+            may(situation)
+            return situation
+        except Conflict as error:
+            refusal = error
+    raise refusal
 
 
-def _pick(tx: Connection, rng: random.Random, action: str, states: tuple[str, ...]) -> Any:
-    situation = _any(tx, rng)
-    require(situation, action, states)
-    host = hosts_view.find(tx, situation.server.host)
-    if host is None or not hosts_view.is_up(host, clock.now() - UP_SINCE):
-        raise Conflict("Service is unavailable at this time.")
-    return situation
+def _resting(tx: Connection, rng: random.Random, action: str, states: tuple[str, ...]) -> Situation:
+    """Return a server in one of these states on a host that answers."""
+
+    def may(situation: Situation) -> None:
+        require(situation, action, states)
+        host = hosts_view.find(tx, situation.server.host)
+        if host is None or not hosts_view.is_up(host, clock.now() - UP_SINCE):
+            raise Conflict("Service is unavailable at this time.")
+
+    return _pick(tx, rng, may)
 
 
 def _some_host(tx: Connection, rng: random.Random) -> str | None:

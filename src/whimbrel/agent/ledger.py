@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import IO, Any
+from typing import IO
 
 import msgspec
 
@@ -193,7 +193,7 @@ class Ledger:
         """Return what is known of every server that this host ever had to do with."""
         with self._reading() as sql:
             rows = sql.execute(f"SELECT {_SERVER_COLUMNS} FROM servers ORDER BY server").fetchall()
-        return [_record(row) for row in rows]
+        return [ServerRecord(*row) for row in rows]
 
     def server(self, server: str) -> ServerRecord | None:
         """Return what is known of one server, None if nothing."""
@@ -333,12 +333,7 @@ def _own(path: Path) -> IO[bytes]:
 def read_server(sql: sqlite3.Connection, server: str) -> ServerRecord | None:
     """Return what is known of one server, inside a transaction."""
     row = sql.execute(f"SELECT {_SERVER_COLUMNS} FROM servers WHERE server = ?", (server,)).fetchone()
-    return None if row is None else _record(row)
-
-
-def _record(row: tuple[Any, ...]) -> ServerRecord:
-    *columns, at_work = row
-    return ServerRecord(*columns, at_work=bool(at_work))
+    return None if row is None else ServerRecord(*row)
 
 
 def _is_same(one: Order, other: Order) -> bool:
