@@ -231,7 +231,7 @@ class Auditor:
         if newest.kind == Kind.POWER:
             stops = newest.action == PowerAction.STOP or newest.outcome == Outcome.ERROR
             return "" if stops else f"power action {newest.action} {newest.outcome}"
-        if newest.kind == Kind.BUILD and newest.outcome in (Outcome.ERROR, Outcome.CANCELLED):
+        if newest.kind == Kind.BUILD and newest.outcome != Outcome.COMPLETED:
             return ""
         return f"{newest.kind} {newest.id} {newest.outcome}" if newest.was_running else ""
 
