@@ -215,10 +215,17 @@ class Host:
     def conf(self) -> settings.Agent:
         """The agent's settings."""
         return settings.Agent(
-            host=self.name, address="10.0.0.1", instances_dir=str(self.instances), state_dir=str(self.dir.with_name(f"state-{self.name}")),
-            run_dir=str(self.dir / "run"), hypervisor="fake", max_copies=self.cloud.rules["max_copies"],
-            reserved_ram_mb=0, cpu_ratio=1.0, heartbeat_interval=15,
-        )  # fmt: skip
+            host=self.name,
+            address="10.0.0.1",
+            instances_dir=str(self.instances),
+            state_dir=str(self.dir.with_name(f"state-{self.name}")),  # side by side, as the fake's wire wants them
+            run_dir=str(self.dir / "run"),
+            hypervisor="fake",
+            max_copies=self.cloud.rules["max_copies"],
+            heartbeat_interval=15,
+            reserved_ram_mb=0,
+            cpu_ratio=1.0,
+        )
 
     def guests(self) -> FakeGuests | None:
         """The hypervisor as its guests see it; none while there is no power."""

@@ -399,7 +399,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1000)
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--story", action="store_true", help="print every story")
+    parser.add_argument("--digests", action="store_true", help="print the digest of every seed's story")
     parser.add_argument("--lines", type=int, default=120, help="lines of each failed seed's story")
     parser.add_argument("--keep-going", action="store_true", help="do not stop at the first failure")
     given = parser.parse_args()
@@ -410,6 +410,8 @@ def main() -> int:
         totals += result.counts
         totals["seeds"] += 1
         seconds += result.seconds
+        if given.digests:
+            print(f"{result.seed} {result.digest}", flush=True)
         if result.broken:
             failed.append(result)
             print(f"seed {result.seed}: {result.broken}", flush=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +13,8 @@ import structlog
 from tests.sim.timeloop import CURRENT
 
 Line = tuple[float, str, str]
+_MACHINE = re.compile(r"(?<=\.boot-)\d+|/\S*/whimbrel-sim-\w+/")
+"""What differs between two machines: process ids, and where the files are."""
 
 
 class Story:
@@ -23,18 +27,16 @@ class Story:
 
     def tell(self, who: str, what: str) -> None:
         """Add a line."""
-        self.lines.append((self.time(), who, what))
+        self.lines.append((self.time(), who, _MACHINE.sub("", what)))
 
     def record(self, logger: Any, method: str, event: dict[str, Any]) -> str:
         """Take a log line of the product (a structlog processor); an internal error is an alarm."""
         process = CURRENT.get()
         name = event.pop("event")
         bug = event.pop("exc_info", None)
-        details = " ".join(f"{key}={value}" for key, value in event.items() if value not in (None, ""))
+        details = " ".join(f"{key}={value}" for key, value in sorted(event.items()) if value not in (None, ""))
         self.tell(process.name if process is not None else "-", f"{name} {details}")
         if name.startswith("internal error") and bug:
-            import sys
-
             error = sys.exc_info()[1]
             if not isinstance(error, OSError) and type(error).__module__ != "sqlite3":
                 self.alarms.append(f"{name}: {error!r}")
