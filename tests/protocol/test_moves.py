@@ -347,7 +347,7 @@ def test_a_debt_keeps_its_room_and_is_collected_only_when_nothing_runs_there() -
     cluster.settled("h2")
 
 
-@pytest.mark.parametrize("after", range(0, 24))
+@pytest.mark.parametrize("after", range(24))
 def test_a_cancel_before_the_hand_over_leaves_the_guest_where_it_was(after: int) -> None:
     cluster = Cluster()
     migration = cluster.start()

@@ -31,7 +31,9 @@ from tests.sim.seams import installed
 from tests.sim.story import Story
 from tests.sim.timeloop import Process, inside
 from whimbrel.domain.errors import BusError, RequestError, Unavailable
-from whimbrel.domain.migration import Verdict
+from whimbrel.domain.migration import Kind, Verdict
+from whimbrel.domain.server import PowerAction
+from whimbrel.migration import protocols
 from whimbrel.ops import ids, settings
 from whimbrel.store import migrations
 from whimbrel.store.migrations import LostRace
@@ -278,6 +280,11 @@ class Run:
                 verdict = rng.choice((Verdict.CONFIRM, Verdict.REVERT))
                 self.story.tell("api", f"{verdict} of {row.id[:8]}")
                 await self._do(migrations.give_verdict, row.id, verdict, request_id=ids.new_request_id())
+            elif self.auditor.is_stranded(books, row):
+                self.story.tell("api", f"start of {row.id[:8]}")
+                asked = {"request_id": ids.new_request_id(), "user_id": "u", "project_id": "p"}
+                start = (row.id, Kind.POWER, protocols.POWER)
+                await self._do(migrations.begin, *start, action=PowerAction.START, **asked)
             elif row.deleted_at is None and rng.random() < 0.4:
                 self.story.tell("api", f"delete of {row.id[:8]}")
                 asked = {"request_id": ids.new_request_id(), "user_id": "u", "project_id": "p"}

@@ -22,7 +22,7 @@ def _digests(hash_seed: str) -> str:
     command = [sys.executable, "-m", "tests.sim.run", "--seeds", "3", "--first", "7", "--processes", "1", "--digests"]
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
     told = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
-    return "\n".join(line for line in told.splitlines() if line.split()[0] in ("7", "8", "9"))
+    return "\n".join(told.splitlines()[:3])
 
 
 def test_a_seed_and_a_commit_are_one_run() -> None:

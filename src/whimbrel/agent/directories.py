@@ -147,6 +147,15 @@ class HostDirectories:
                 raise StepError(f"{sealed} is missing, so there is nothing to go back to on this host.")
             sync_directory(self.root)
 
+    def bring_back(self, server: str) -> None:
+        """Rename the only sealed copy to live when there is no live one: an unseal was given up after errors."""
+        live = self.live(server)
+        with in_words("bring back", live):
+            sealed = [path for path in self.root.glob(f"{server}.sealed-*") if _is_directory(path)]
+            if len(sealed) == 1 and not _exists(live):
+                sealed[0].rename(live)
+            sync_directory(self.root)
+
     def is_sealed(self, server: str, attempt: str) -> bool:
         """Return whether the copy that this attempt sealed is there."""
         sealed = self.sealed(server, attempt)
