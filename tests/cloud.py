@@ -10,6 +10,7 @@ import base64
 import contextlib
 import json
 import re
+import ssl
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,9 +64,9 @@ class Server:
         shown: Json = self.cloud.get(f"/servers/{self.id}")["server"]
         return shown
 
-    def act(self, action: str, body: Any = None) -> None:
+    def act(self, action: str, body: Any = None, version: str = "2.95") -> None:
         """Ask for an action."""
-        self.cloud.post(f"/servers/{self.id}/action", {action: body})
+        self.cloud.post(f"/servers/{self.id}/action", {action: body}, version)
 
     def migrate(self, host: str | None = None) -> None:
         """Ask for a cold migration, to this host or to any."""
@@ -114,7 +115,7 @@ class Server:
     def migration(self) -> Json:
         """Return Whimbrel's own document of the newest migration that moves the server."""
         rows: list[Json] = self.cloud.get("/v1/migrations", root="whimbrel", server=self.id)["migrations"]
-        return next(row for row in rows if row["kind"] in ("migration", "resize"))
+        return next(row for row in rows if row["kind"] in ("migration", "resize", "evacuation"))
 
     def steps(self) -> dict[str, Json]:
         """Return the rows of the newest segment's last attempt by name."""
@@ -217,7 +218,8 @@ class Cloud:
     servers: list[Server] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.http = httpx2.Client(base_url=self.lab.api_url, timeout=30, trust_env=False)
+        known = ssl.create_default_context(cafile=self._login()["cacert"])
+        self.http = httpx2.Client(base_url=self.lab.api_url, timeout=30, trust_env=False, verify=known)
         conf = settings.load(self.lab.dir / "controller.toml")
         assert conf.database is not None
         self._store = Store(conf.database.url)
@@ -232,7 +234,7 @@ class Cloud:
 
     def log_in(self) -> None:
         """Get a token."""
-        auth = yaml.safe_load(self.lab.clouds_yaml.read_text())["clouds"]["admin"]["auth"]
+        auth = self._login()["auth"]
         domain = {"name": "Default"}
         user = {"name": auth["username"], "password": auth["password"], "domain": domain}
         body = {
@@ -242,13 +244,18 @@ class Cloud:
         answer = self.http.post("/identity/v3/auth/tokens", json={"auth": body}).raise_for_status()
         self.http.headers["X-Auth-Token"] = answer.headers["X-Subject-Token"]
 
+    def _login(self) -> Json:
+        login: Json = yaml.safe_load(self.lab.clouds_yaml.read_text())["clouds"]["admin"]
+        return login
+
     def get(self, path: str, *, root: str = "compute/v2.1", **query: Any) -> Any:
         """GET a path of the compute API, or of another one."""
         return self.http.get(f"/{root}{path}", params=query, headers=VERSION).raise_for_status().json()
 
-    def post(self, path: str, body: Json) -> Any:
+    def post(self, path: str, body: Json, version: str = "2.95") -> Any:
         """POST to a path of the compute API."""
-        answer = self.http.post(f"/compute/v2.1{path}", json=body, headers=VERSION)
+        headers = {"OpenStack-API-Version": f"compute {version}"}
+        answer = self.http.post(f"/compute/v2.1{path}", json=body, headers=headers)
         assert answer.is_success, answer.text
         return answer.json() if answer.content else None
 
@@ -304,8 +311,7 @@ class Cloud:
     @contextlib.contextmanager
     def disabled(self, host: str) -> Iterator[None]:
         """Keep the scheduler away from a host for a while."""
-        rows = self.get("/os-services", host=host)["services"]
-        path = f"/compute/v2.1/os-services/{next(row['id'] for row in rows)}"
+        path = f"/compute/v2.1/os-services/{self._service(host)}"
         self.http.put(path, json={"status": "disabled"}, headers=VERSION).raise_for_status()
         try:
             yield
@@ -454,6 +460,15 @@ class Cloud:
         self.servers.clear()
         wait_for("the agents", lambda: self.up() == set(lab.hosts))
         self.assert_tidy({})
+
+    def force_down(self, host: str, *, down: bool) -> None:
+        """Declare a host down, as an administrator who has seen it does, or take that back."""
+        path = f"/compute/v2.1/os-services/{self._service(host)}"
+        self.http.put(path, json={"forced_down": down}, headers=VERSION).raise_for_status()
+
+    def _service(self, host: str) -> str:
+        rows = self.get("/os-services", host=host)["services"]
+        return str(next(row["id"] for row in rows))
 
     def up(self) -> set[str]:
         """Return the hosts whose agents are heard."""

@@ -54,11 +54,11 @@ class Ordered(dict[Any, None]):
 class SimBroker(LocalBroker):
     """A broker that lives on whatever happens to who sends."""
 
-    def send(self, row: queues.Queue, data: bytes, answer: Any = None) -> None:
-        outside(super().send, row, data, answer)
+    def send(self, row: queues.Queue, data: bytes, *more: Any) -> None:
+        outside(super().send, row, data, *more)
 
-    def tell(self, topic: str, data: bytes) -> None:
-        outside(super().tell, topic, data)
+    def tell(self, topic: str, data: bytes, user: str) -> None:
+        outside(super().tell, topic, data, user)
 
 
 class SimBus(LocalBus):
@@ -313,7 +313,7 @@ class SimCloud:
                 self.services[kind] = self.start(kind, kind, main)
 
     async def _conductor(self, process: Process, bus: SimBus) -> None:
-        await Conductor(self.rules["conductor"], self.store, bus, lambda image: "").run()
+        await Conductor(settings.Settings(conductor=self.rules["conductor"]), self.store, bus, lambda image: "").run()
 
     async def _scheduler(self, process: Process, bus: SimBus) -> None:
         down_after = self.rules["conductor"].service_down_after

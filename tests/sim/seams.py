@@ -47,6 +47,7 @@ def installed(loop: TimeLoop, mishaps: Mishaps, story: Story, world: SimCloud) -
             stack.enter_context(mock.patch.object(owner, name, value))
 
         put(clock, "monotonic", lambda: loop.time())
+        put(clock, "boottime", lambda: loop.time())
         put(clock, "now", lambda: EPOCH + loop.time() + _skew())
         for name, make in _identifiers(names).items():
             put(ids, name, make)
