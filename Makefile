@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo lab test lint bench lock clean
+.PHONY: help setup demo lab test sim proof lint bench lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,13 @@ lint: setup  ## ruff, mypy --strict, import-linter
 
 test: lint  ## everything that must hold, on real guests too
 	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+
+SEEDS ?= 2000
+FIRST ?= 1
+sim: setup  ## simulate SEEDS seeds from FIRST on: every kind of fault, every promise audited
+	$(PY) -m tests.sim.run --seeds $(SEEDS) --first $(FIRST) --processes $(shell nproc)
+
+proof: sim  ## prove it at length: SEEDS=20000
 
 bench: setup  ## measure; raw rows go to benchmarks/results
 	$(PY) -m benchmarks $(ARGS)
