@@ -21,9 +21,9 @@ _formats = FormatChecker()
 
 @_formats.checks("base64", raises=ValueError)
 def _is_base64(value: object) -> bool:
-    """Accept base64 with the line breaks that tools put into it."""
+    """Accept base64 with the line breaks that tools put into it, and no space that is not ASCII's own."""
     if isinstance(value, str):
-        base64.b64decode("".join(value.split()), validate=True)
+        base64.b64decode(b"".join(value.encode("ascii").split()), validate=True)
     return True
 
 
@@ -37,9 +37,26 @@ async def read_json(stream: AsyncIterator[bytes]) -> Any:
     if not data:
         return None
     try:
-        return msgspec.json.decode(bytes(data))
+        body = msgspec.json.decode(bytes(data))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Invalid(f"The body is not JSON: {error}.") from error
+    if b"\\u0000" in data and _holds_nul(body):
+        raise Invalid("The body holds a NUL character, which no text here may have.")
+    return body
+
+
+def _holds_nul(value: Any) -> bool:
+    """Return whether a NUL is in any text of the value: databases and definitions cannot hold one."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [*value, *value.values()]
+        elif isinstance(value, list):
+            waiting += value
+        elif isinstance(value, str) and "\0" in value:
+            return True
+    return False
 
 
 def check(schemas: tuple[Schema, ...], version: Version, body: Any) -> None:
