@@ -26,7 +26,7 @@ def migrate(cloud: Cloud, server: str, host: str | None, staying: Staying, as_js
     """
     found = cloud.server(server)
     cloud.act(found["id"], {"migrate": {"host": host} if host else None})
-    return _begun(cloud, found, staying, as_json=as_json)
+    return begun(cloud, found, staying, as_json=as_json)
 
 
 @talks_to_cloud()
@@ -37,7 +37,7 @@ def resize(cloud: Cloud, server: str, flavor: str, staying: Staying, as_json: bo
     """Give SERVER another FLAVOR (each a name or an id); it moves as in `whimbrel migrate`."""
     found = cloud.server(server)
     cloud.act(found["id"], {"resize": {"flavorRef": cloud.flavor(flavor)["id"]}})
-    return _begun(cloud, found, staying, as_json=as_json)
+    return begun(cloud, found, staying, as_json=as_json)
 
 
 @talks_to_cloud()
@@ -69,7 +69,8 @@ def cancel(cloud: Cloud, migration: str, staying: Staying, as_json: bool) -> Exi
     return _accepted(cloud, found, staying, Outcome.CANCELLED, as_json=as_json)
 
 
-def _begun(cloud: Cloud, server: dict[str, str], staying: Staying, *, as_json: bool) -> Exit:
+def begun(cloud: Cloud, server: dict[str, str], staying: Staying, *, as_json: bool) -> Exit:
+    """Say that the server's newest migration was accepted, and stay with it if that is wanted."""
     migration = cloud.newest_migration(server["id"])
     if migration is None:
         raise Conflict(f"The migration of {server['name']} was accepted, but the API does not show it to this user.")

@@ -26,9 +26,9 @@ def finish(tx: Connection, migration: Row[Any], table: Protocol, *, done: bool, 
     match table.name, done:
         case (("cold" | "resize"), True):
             return _open_window(tx, migration, conf.confirm_window)
-        case (("cold" | "resize" | "build"), False):
+        case (("cold" | "resize" | "build" | "evacuate"), False):
             return _next_attempt(tx, migration)
-        case "build", True:
+        case (("build" | "evacuate"), True):
             servers_core.set_values(tx, migration.server_id, launched_at=clock.now(), fault=None)
             return _close(tx, migration, Outcome.COMPLETED)
         case "confirm", _:
@@ -140,7 +140,11 @@ def _close(tx: Connection, migration: Row[Any], outcome: Outcome, reason: str | 
         migration.revision,
         {"open": False, "outcome": outcome, "reason": reason, "fence": None, "finished_at": clock.now()},
     )
-    servers_core.set_values(tx, migration.server_id)
+    values: dict[str, Any] = {}
+    if migration.kind == Kind.EVACUATION and outcome is not Outcome.COMPLETED and migration.was_running:
+        # It is its old host's again. What a target reported in between is not how it was there.
+        values["power_state"] = PowerState.RUNNING
+    servers_core.set_values(tx, migration.server_id, **values)
     _log.info(
         "migration ended",
         request_id=migration.segments[migration.segment]["request_id"],

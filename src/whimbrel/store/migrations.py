@@ -45,16 +45,20 @@ def begin(
     new_flavor: dict[str, Any] | None = None,
     forced_host: str | None = None,
     action: PowerAction | None = None,
+    was_running: bool | None = None,
 ) -> Begun:
     """Open a migration of this server; raise NotFound, or Conflict when another one is open.
 
-    `new_flavor` is the snapshot that the server will keep of the flavor that it is resized to.
+    `new_flavor` is the snapshot that the server will keep of the flavor that it is resized to; `was_running` says
+    whether the guest is to run afterwards, as it does now if that is not said.
     """
     server = _server(tx, server_id)
     running = open_of(tx, server_id)
     if running is not None:
         raise Conflict(f"Server {server_id} has an open {running.kind} (migration {running.id}); wait until it ends.")
-    moves = kind in (Kind.MIGRATION, Kind.RESIZE)
+    moves = kind in (Kind.MIGRATION, Kind.RESIZE, Kind.EVACUATION)
+    if was_running is None:
+        was_running = kind is Kind.BUILD or server.power_state == PowerState.RUNNING
     now = clock.now()
     result = tx.execute(
         migrations.insert().values(
@@ -71,7 +75,7 @@ def begin(
             forced_host=forced_host,
             old_flavor=server.flavor,
             new_flavor=server.flavor if new_flavor is None else new_flavor,
-            was_running=kind is Kind.BUILD or server.power_state == PowerState.RUNNING,
+            was_running=was_running,
             created_at=now,
             updated_at=now,
         )

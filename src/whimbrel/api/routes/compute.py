@@ -13,6 +13,7 @@ from whimbrel.api.handlers import (
     hypervisors,
     instance_actions,
     migrations,
+    recovery,
     server_create,
     server_lists,
     server_moves,
@@ -62,6 +63,7 @@ _SERVERS = (
 
 _ACTIONS = (
     _action("migrate", server_moves.migrate, "os-migrate-server:migrate", server_schema.MIGRATE),
+    _action("evacuate", recovery.evacuate, "os-evacuate", server_schema.EVACUATE),
     _action("resize", server_moves.resize, "servers:resize", server_schema.RESIZE),
     _action("confirmResize", server_moves.confirm, "servers:confirm_resize"),
     _action("revertResize", server_moves.revert, "servers:revert_resize"),
