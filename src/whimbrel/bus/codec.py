@@ -61,9 +61,8 @@ class Codec:
                 raise DecodeError(f"Message type {envelope.type!r} is unknown here.")
             message = decoder.decode(envelope.body)
             # msgspec ignores a dataclass's unknown fields. Decoded and encoded again they would be gone.
-            unknown = _first_unknown(
-                msgspec.json.decode(envelope.body), msgspec.to_builtins(message, str_keys=True), "$"
-            )
+            given = msgspec.json.decode(envelope.body)
+            unknown = _first_unknown(given, msgspec.to_builtins(message, str_keys=True), "$")
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise DecodeError(f"Malformed message: {error}.") from error
         if unknown is not None:
