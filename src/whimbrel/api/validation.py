@@ -12,6 +12,7 @@ from jsonschema.exceptions import ValidationError, best_match
 
 from whimbrel.api.call import Schema, Version
 from whimbrel.domain.errors import Invalid, TooLarge
+from whimbrel.migration.bounds import holds_nul
 
 MAX_BODY_BYTES = 1024 * 1024
 
@@ -40,23 +41,9 @@ async def read_json(stream: AsyncIterator[bytes]) -> Any:
         body = msgspec.json.decode(bytes(data))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Invalid(f"The body is not JSON: {error}.") from error
-    if b"\\u0000" in data and _holds_nul(body):
+    if b"\\u0000" in data and holds_nul(body):
         raise Invalid("The body holds a NUL character, which no text here may have.")
     return body
-
-
-def _holds_nul(value: Any) -> bool:
-    """Return whether a NUL is in any text of the value: databases and definitions cannot hold one."""
-    waiting = [value]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            waiting += [*value, *value.values()]
-        elif isinstance(value, list):
-            waiting += value
-        elif isinstance(value, str) and "\0" in value:
-            return True
-    return False
 
 
 def check(schemas: tuple[Schema, ...], version: Version, body: Any) -> None:

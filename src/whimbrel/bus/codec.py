@@ -15,6 +15,7 @@ import msgspec
 import structlog
 
 from whimbrel.domain.errors import BusError
+from whimbrel.migration.bounds import holds_nul
 
 MAX_BYTES = 4 * 1024 * 1024
 CONTEXT_KEYS = ("request_id", "migration")
@@ -67,6 +68,8 @@ class Codec:
             raise DecodeError(f"Malformed message: {error}.") from error
         if unknown is not None:
             raise DecodeError(f"{envelope.type} has an unknown field {unknown}.")
+        if b"\\u0000" in data and holds_nul([given, envelope.context]):
+            raise DecodeError(f"{envelope.type} holds a NUL character, which no text here may have.")
         return message, envelope.context
 
 

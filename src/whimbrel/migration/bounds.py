@@ -73,6 +73,19 @@ def nesting(field: str, value: object, most: int = 40) -> None:
     raise ValueError(f"{field} is nested more than {most} deep")
 
 
+def holds_nul(value: object) -> bool:
+    """Return whether a NUL is in any text of a JSON-shaped value: databases and definitions cannot hold one."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            if "\0" in value:
+                return True
+        else:
+            waiting += [*value, *value.values()] if isinstance(value, dict) else _inside(value)
+    return False
+
+
 def _inside(value: object) -> Collection[object]:
     if isinstance(value, dict):
         return value.values()
