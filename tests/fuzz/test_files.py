@@ -341,7 +341,8 @@ def test_names_and_metadata_inject_nothing_into_a_definition(
         "",
         f"<domain><uuid>{SERVER}</uuid><memory unit='x'>1</memory><devices/></domain>",
         f"<domain><uuid>{SERVER}</uuid><memory>99999999999999999999</memory><devices><disk/></devices></domain>",
-        f"<domain><uuid>{SERVER}</uuid><devices><disk device='disk'><driver/><source file='/etc/shadow'/></disk></devices></domain>",
+        f"<domain><uuid>{SERVER}</uuid><devices><disk device='disk'><driver/><source file='/etc/x'/></disk></devices>"
+        "</domain>",
         '<!DOCTYPE a [<!ENTITY a "aaaaaaaaaa">' + "".join(
             f'<!ENTITY a{n} "{"&a" + str(n - 1 or "") + ";" * 1}' * 10 + '">' for n in range(1, 3)
         ) + "]><domain>&a2;</domain>",

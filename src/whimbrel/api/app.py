@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute
 
 from whimbrel.api import dispatch
+from whimbrel.api.patience import PatientProtocol
 from whimbrel.api.progress import ProgressHub
 from whimbrel.api.routes import ROUTES
 from whimbrel.bus.port import Bus
@@ -111,6 +112,8 @@ async def serve(services: Services, more: Sequence[BaseRoute] = ()) -> None:
     await services.hub.listen(services.bus)
     config = uvicorn.Config(
         build_app(services, more),
+        http=PatientProtocol,
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
