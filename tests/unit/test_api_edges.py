@@ -127,6 +127,17 @@ def _post(path: str, token: str, length: str) -> bytes:
     return f"POST {path} HTTP/1.1\r\nHost: x\r\nX-Auth-Token: {token}\r\n{length}\r\n\r\n".encode()
 
 
+async def test_a_body_is_no_head_however_it_is_cut(wire: Wire, cloud: Cloud) -> None:
+    fill.furnish(cloud)
+    server = await fill.active(cloud)
+    token = cloud.token("alice")["X-Auth-Token"]
+    body = json.dumps({"server": {"name": "two"}}).encode() + b" " * 200_000
+    head = f"PUT /compute/v2.1/servers/{server} HTTP/1.1\r\nHost: x\r\nX-Auth-Token: {token}\r\n"
+    whole = head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
+    for cut in (len(whole), 200, 100_000, len(whole) - 100_000, len(whole) - 1):
+        assert status(await wire.say(whole[:cut], whole[cut:], pause=0.05)) == 200, cut
+
+
 async def test_a_body_has_a_size_and_a_time(wire: Wire, cloud: Cloud) -> None:
     token = cloud.token("alice")["X-Auth-Token"]
     url = "/compute/v2.1/servers"

@@ -20,6 +20,7 @@ class PatientProtocol(HttpToolsProtocol):
     """Uvicorn's protocol, with a deadline and a bound for the head of each request."""
 
     _deadline: asyncio.TimerHandle | None = None
+    _heads = 0
     _head_bytes = 0
     _in_body = False
 
@@ -35,10 +36,12 @@ class PatientProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Read on; a head that is too long, or is not whole in time, ends the connection."""
+        heads, was_in_body = self._heads, self._in_body
         super().data_received(data)
         if self.transport.is_closing():
             return
-        if not self._in_body:
+        if not was_in_body and heads == self._heads:
+            # All of it is of a head that has not ended yet.
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self.send_400_response("The head of the request is too long.")
@@ -49,13 +52,14 @@ class PatientProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head is whole: the application begins."""
         self._end_to_wait()
+        self._heads += 1
+        self._head_bytes = 0
         self._in_body = True
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """The body is whole: what comes next is a head."""
         self._in_body = False
-        self._head_bytes = 0
         super().on_message_complete()
 
     def _begin_to_wait(self) -> None:
