@@ -21,11 +21,13 @@ from whimbrel.bus.codec import DecodeError, registry
 from whimbrel.conductor import hosts, reports, timers
 from whimbrel.conductor.drive import Driver
 from whimbrel.domain.migration import Answer
+from whimbrel.migration.bounds import MOST_NUMBER
 from whimbrel.migration.messages import MESSAGES, Heartbeat, StepReport, Targets
 from whimbrel.ops import clock
 from whimbrel.ops.settings import Conductor
 from whimbrel.scheduler import table
-from whimbrel.store import journal, migrations
+from whimbrel.store import journal, migrations, servers_core
+from whimbrel.store.tables import servers
 
 CODEC = registry(*MESSAGES)
 NUMBERS = st.sampled_from((0, 1, -1, 7, 2**31 - 1, 2**31, 2**63 - 1, 2**63, 2**64, 10**400)) | st.integers(-9, 99)
@@ -250,10 +252,6 @@ def test_any_list_of_targets_leaves_the_books_in_order(office: Office, data: st.
 
 def test_the_greatest_numbers_that_are_believed_can_be_counted_on_from(office: Office) -> None:
     """An epoch at the bound is adopted, and the next order still has a number that the database can hold."""
-    from whimbrel.migration.bounds import MOST_NUMBER
-    from whimbrel.store import servers_core
-    from whimbrel.store.tables import servers
-
     server = office.crowd.names["servers"][0]
 
     def jump(tx: Connection) -> Any:
