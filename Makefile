@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo lab test lint fuzz bench lock clean
+.PHONY: help setup demo lab test sim proof lint fuzz bench lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,13 @@ test: lint  ## everything that must hold, on real guests too
 
 fuzz: setup  ## bad input for as long as you like: make fuzz EXAMPLES=1000
 	EXAMPLES=$(or $(EXAMPLES),1000) $(PY) -m pytest tests/fuzz -n 2 $(ARGS)
+
+SEEDS ?= 2000
+FIRST ?= 1
+sim: setup  ## simulate SEEDS seeds from FIRST on: every kind of fault, every promise audited
+	$(PY) -m tests.sim.run --seeds $(SEEDS) --first $(FIRST) --processes $(shell nproc)
+
+proof: sim  ## prove it at length: SEEDS=20000
 
 bench: setup  ## measure; raw rows go to benchmarks/results
 	$(PY) -m benchmarks $(ARGS)

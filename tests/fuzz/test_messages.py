@@ -21,7 +21,6 @@ from whimbrel.bus.codec import DecodeError, registry
 from whimbrel.conductor import hosts, reports, timers
 from whimbrel.conductor.drive import Driver
 from whimbrel.domain.migration import Answer
-from whimbrel.migration.bounds import MOST_NUMBER
 from whimbrel.migration.messages import MESSAGES, Heartbeat, StepReport, Targets
 from whimbrel.ops import clock
 from whimbrel.ops.settings import Conductor
@@ -255,12 +254,12 @@ def test_the_greatest_numbers_that_are_believed_can_be_counted_on_from(office: O
     server = office.crowd.names["servers"][0]
 
     def jump(tx: Connection) -> Any:
-        servers_core.adopt_numbers(tx, server, MOST_NUMBER, MOST_NUMBER)
+        servers_core.adopt_numbers(tx, server, servers_core.NUMBERS_MAX, servers_core.NUMBERS_MAX)
         return servers_core.next_number(tx, server, "h1", raise_epoch=True)
 
     try:
         row = office.crowd.cloud.services.store.write_now(jump)
-        assert (row.epoch, row.order_number) == (MOST_NUMBER + 1, MOST_NUMBER + 1)
+        assert (row.epoch, row.order_number) == (servers_core.NUMBERS_MAX + 1, servers_core.NUMBERS_MAX + 1)
         assert row.epoch < 2**31
         assert (
             office.crowd.cloud.services.store.read_now(

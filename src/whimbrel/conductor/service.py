@@ -87,6 +87,8 @@ class Conductor:
             await self._apart(timers.close_window, server)
         for migration_id in due.unplaced:
             await self._apart(timers.place_again, self._driver, migration_id)
+        for migration_id in due.asleep:
+            await self._apart(self._driver.advance, migration_id)
         await self._apart(timers.collect_debts, self._conf)
         if due.asks:
             await self._write(timers.note_asked, [key for key, _ in due.asks])

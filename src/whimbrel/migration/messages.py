@@ -202,14 +202,19 @@ class Welcome:
 
 @dataclass(frozen=True)
 class Lease:
-    """Conductor to agent: the host may run guests until `seconds` after `asked`, which is its own CLOCK_BOOTTIME."""
+    """Conductor to agent: the host may run guests until `seconds` after `asked`, which is its own CLOCK_BOOTTIME.
+
+    That clock begins anew at each boot, so a Lease holds only for the admission whose heartbeat asked for it.
+    """
 
     host: str
+    admission: str
     asked: float
     seconds: float
 
     def __post_init__(self) -> None:
         bounds.host("host", self.host)
+        bounds.text("admission", self.admission, most=64)
         bounds.measure("asked or seconds", self.asked, self.seconds)
 
 
