@@ -267,6 +267,8 @@ class LocalBus:
                         await asyncio.sleep(min(self._timing.retry_pause * 4**letter.deliveries, LONGEST_PAUSE))
                         letter.deliveries += 1
                         _put(letters, letter)
+                case Hopeless(reason) | Failed(reason):
+                    log.warning("an event was not handled", topic=letter.origin.place, reason=reason)
         except asyncio.CancelledError:
             letter.deliveries += 1
             _put(letters, letter)

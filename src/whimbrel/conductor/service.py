@@ -109,8 +109,8 @@ class Conductor:
         await self._apart(timers.collect_debts, self._conf)
         if due.asks:
             await self._write(timers.note_asked, [key for key, _ in due.asks])
-        for _, ask in due.asks:
-            await self._bus.cast(f"agent.{ask.order.host}", ask)
+        for _, ask in due.asks:  # one host's queue may take nothing; the others' must all the same
+            await self._pass(f"agent.{ask.order.host}", ask)
 
     async def _fence(self) -> None:
         """Look for proofs for ever, beside the timers: a fence device may take its time."""
