@@ -22,9 +22,6 @@ from whimbrel.store.tables import migrations as table
 
 _log = structlog.get_logger()
 
-PATIENCE = 60.0
-"""No host may be silent for longer than this, in seconds, whatever its step's limit is."""
-
 CHOOSE_AGAIN_AFTER = 5.0
 NO_SCHEDULER_AFTER = 60.0
 """A migration for which no scheduler answers is asked about again, and ended after this many seconds."""
@@ -47,7 +44,7 @@ def look(tx: Connection, conf: settings.Conductor) -> Due:
     for row in journal.awaited(tx):
         key = (row.migration_id, row.segment, row.attempt, row.step)
         order = journal.order_of(row)
-        if row.mark in (Mark.DOING, Mark.UNDOING) and now - row.heard_at > min(order.limit, PATIENCE):
+        if row.mark in (Mark.DOING, Mark.UNDOING) and now - row.heard_at > min(order.limit, conf.patience):
             due.silent.append(key)
         elif now - row.asked_at >= conf.ask_after:
             due.asks.append((key, Ask(order)))

@@ -66,6 +66,7 @@ class Conductor(msgspec.Struct, forbid_unknown_fields=True):
     """Bounds of the decisions. `confirm_window` 0 means that only a user closes the undo window.
 
     `image_url` is where hosts fetch base images that they lack (with a ticket that each order carries).
+    No host may be silent for longer than `patience`, in seconds, whatever its step's limit is.
     """
 
     image_url: str = "http://127.0.0.1:8774/image"
@@ -75,6 +76,7 @@ class Conductor(msgspec.Struct, forbid_unknown_fields=True):
     shutdown_grace: int = 60
     service_down_after: int = 60
     ask_after: float = 5.0
+    patience: float = 60.0
     same_host_resize: bool = False
     start_guests_after_boot: bool = True
 
