@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Event
 from typing import Any
@@ -47,6 +48,7 @@ class Watched:
     target: str
     hit: bool = True
     boot: tuple[Any, ...] | None = None
+    writes: bool = False
     since: float = 0.0
     seen: Json = field(default_factory=dict)
 
@@ -171,6 +173,7 @@ class Matrix:
         while True:
             for one in watched:
                 boot = self._boot(one.server)
+                one.writes = boot is not None
                 if boot is not None and boot != one.boot:
                     one.boot, one.since = boot, clock.monotonic()
             if until():
@@ -204,7 +207,7 @@ class Matrix:
         if not running and fault != "qemu":
             return None  # nobody asked this guest to be down
         host = str(shown["OS-EXT-SRV-ATTR:host"])
-        if running and self._boot(one.server) is None:
+        if running and not one.writes:
             return None
         back = next(name for name in HOSTS if name != host) if shown["status"] == "VERIFY_RESIZE" else None
         return Rest(one.server, host, running, back)
@@ -222,6 +225,7 @@ class Matrix:
         """Give all servers up; the next shot makes new ones."""
         for server in [*self.pool]:
             self._abandon(server)
+        self._first_seen.clear()
 
     def _prepare(self, shot: Shot) -> tuple[str, str]:
         """Bring all servers to where this shot begins; return source and target."""
@@ -238,8 +242,9 @@ class Matrix:
         target = self.cloud.other(source)
         for server in self.pool:
             self._bring_home(server, shown[server.id], source, target if in_window else None)
-        for _ in range(self.size - len(self.pool)):
-            self.pool.append(self.cloud.create(host=source))
+        with ThreadPoolExecutor() as together:
+            missing = range(self.size - len(self.pool))
+            self.pool += together.map(lambda _: self.cloud.create(host=source), missing)
         if in_window:
             moving = [server for server in self.pool if server.show()["status"] != "VERIFY_RESIZE"]
             for server in moving:
