@@ -277,6 +277,13 @@ class Cloud:
 
     def create(self, user_data: str = "", *, host: str = "h1", flavor: str = "small", image: str = "") -> Server:
         """Create a server on this host and wait until its guest writes."""
+        server = self.begin(user_data, host=host, flavor=flavor, image=image)
+        server.wait("ACTIVE")
+        server.wait_to_write(host)
+        return server
+
+    def begin(self, user_data: str = "", *, host: str = "h1", flavor: str = "small", image: str = "") -> Server:
+        """Ask for a server on this host."""
         network = self.get("/networks", root="network/v2.0")["networks"][0]
         images = self.get("/images", root="image/v2", name=IMAGE_NAME)["images"]
         body: Json = {
@@ -289,8 +296,6 @@ class Cloud:
         }
         server = Server(self, self.post("/servers", {"server": body})["server"]["id"])
         self.servers.append(server)
-        server.wait("ACTIVE")
-        server.wait_to_write(host)
         return server
 
     def another_image(self) -> str:

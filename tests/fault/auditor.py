@@ -61,7 +61,7 @@ class Auditor:
         yield from self._files(host, here, sealed)
         lines = self.cloud.processes(host.name)
         yield from (f"process left over: {line[:80]}" for line in lines if STRAY.search(line))
-        yield from self._wires(host, running)
+        yield from self.taps(host, running)
         for (count,) in _ask(self.ledger(host), "SELECT count(*) FROM children"):
             if count:
                 yield f"{count} recorded child processes"
@@ -86,13 +86,16 @@ class Auditor:
         """Return the servers that the hypervisor knows on this host."""
         return set(host.exec(["virsh", "list", "--all", "--uuid"], timeout=20).stdout.split())
 
-    def _wires(self, host: Host, running: set[str]) -> Iterator[str]:
+    def taps(self, host: Host, running: set[str]) -> list[str]:
+        """Return what is wrong with the wires of the guests that run here."""
+        found = []
         taps = re.findall(r"^vnet\d+.*", host.exec(["ip", "-brief", "link"]).stdout, re.M)
         if len(taps) != len(running):
-            yield f"{len(taps)} taps for {len(running)} guests"
+            found.append(f"{len(taps)} taps for {len(running)} guests")
         bridged = host.exec(["ip", "-brief", "link", "show", "master", "br-guests"]).stdout
         if len(re.findall(r"^vnet\d+", bridged, re.M)) != len(taps):
-            yield "a tap is not on the bridge"
+            found.append("a tap is not on the bridge")
+        return found
 
     # --- the ledgers and the database ----------------------------------------------------------------
 

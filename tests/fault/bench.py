@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.cloud import Cloud, wait_for
+from tests.consoles import boots_of, read
 from tests.fault.auditor import Auditor
 from tests.fault.cells import PATIENCE
 from tests.fault.gates import Gates
 from whimbrel.lab import Lab
 from whimbrel.lab.processes import ENVIRONMENT, members, start_time
+from whimbrel.ops import clock
 
 ROOT = Path(__file__).parents[2]
 DISK_MIB = 700
@@ -35,6 +37,7 @@ class Bench:
         self.cloud = self._cloud()
         self.gates = Gates(lab.dir / "gates")
         self.auditor = self._auditor()
+        self._first_seen: dict[tuple[object, ...], tuple[int, int]] = {}
 
     @classmethod
     @contextlib.contextmanager
@@ -73,7 +76,9 @@ class Bench:
         """Start the roles that can be held in place of the plain ones."""
         for role, host in (("conductor", None), *(("agent", name) for name in HOSTS)):
             self.lab.kill(role, host)
+        since = clock.now()
         self.mend()
+        wait_for("the agents", lambda: all(self.cloud.heard_at(name) > since + 1 for name in HOSTS))
 
     def start_gated(self, role: str, host: str | None = None) -> None:
         """Start a conductor or an agent that can be held; one that runs is left alone."""
@@ -117,7 +122,20 @@ class Bench:
         """Kill the guest's process wherever it runs; return whether there was one."""
         return sum(self.lab.kill("qemu", host, server=server) for host in HOSTS) > 0
 
-    def guest_processes(self, server: str) -> list[tuple[str, tuple[object, ...]]]:
+    def boot_of(self, server: str) -> tuple[object, ...] | None:
+        """Return what identifies the boot of the guest's process that runs and writes now, None while there is none.
+
+        What stands on the console when a process is first seen may be of an earlier one, so only what is added to it
+        counts.
+        """
+        for host, process in self._guest_processes(server):
+            boots = boots_of(read(self.cloud.instances(host) / server / "console.log"))
+            said = (len(boots), boots[-1].last if boots else 0)
+            if self._first_seen.setdefault(process, said) != said and said[1]:
+                return process
+        return None
+
+    def _guest_processes(self, server: str) -> list[tuple[str, tuple[object, ...]]]:
         """Return the host and the identity of every process that holds the server's disks."""
         found = []
         for name, host in self.lab.hosts.items():

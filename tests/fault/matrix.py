@@ -12,18 +12,21 @@ from typing import Any
 import httpx2
 
 from tests.cloud import Json, Server, wait_for
-from tests.consoles import boots_of, read
 from tests.fault.auditor import Rest, verdict
 from tests.fault.bench import HOSTS, Bench
 from tests.fault.cells import Cell, Shot
+from tests.fault.gates import ANY
 from whimbrel.ops import clock
 
-REACH = 60.0
+REACH = 50.0
 SETTLE = 90.0
 """Seconds for everything to come to rest after it was mended."""
 LOOK = 0.2
 SHOTS_PER_POOL = 12
 """After so many shots the servers are made anew, so that their consoles stay short."""
+IN_WINDOW = ("confirm", "revert", "delete")
+"""Protocols that begin while the user thinks about a move."""
+RESTING = ("ACTIVE", "SHUTOFF", "VERIFY_RESIZE")
 
 
 @dataclass
@@ -40,17 +43,18 @@ class Row:
 
 @dataclass
 class Watched:
-    """One server of a shot: what it looked like when the fault came, and since when its last boot writes."""
+    """One server of a shot, and what is seen of it; `cell` is None for those that only look on."""
 
     server: Server
-    cell: Cell | None
-    source: str
-    target: str
+    cell: Cell | None = None
     hit: bool = True
     boot: tuple[Any, ...] | None = None
     writes: bool = False
     since: float = 0.0
     seen: Json = field(default_factory=dict)
+    at_rest: bool = False
+    rest: Rest | None = None
+    """Where it is; none for a server that is deleted, or was never built."""
 
 
 class Matrix:
@@ -62,7 +66,6 @@ class Matrix:
         self.size = size
         self.pool: list[Server] = []
         self.shots = 0
-        self._first_seen: dict[tuple[Any, ...], tuple[int, int]] = {}
 
     # --- one shot -----------------------------------------------------------------------------------
 
@@ -70,97 +73,105 @@ class Matrix:
         """Try the cells of a shot; whatever becomes of them, the next shot finds the pool in order."""
         self.shots += 1
         source, target = self._prepare(shot)
-        watched = [
-            Watched(server, cell, source, target)
-            for server, cell in zip(self.pool, [*shot.cells, *[None] * self.size], strict=False)
-        ]
-        at_gate = [one for one in watched if one.cell is not None]
-        for one in at_gate:
-            assert one.cell is not None
-            self.bench.gates.arm(one.cell.gate, one.server.id)
-            self._begin(one)
-        for one in at_gate:
-            assert one.cell is not None
-            gate = one.cell.gate
-            wait_for(f"{one.server.id} at {gate.name}", lambda gate=gate: self.bench.gates.holds(gate), REACH)
+        watched = [Watched(server) for server in self.pool]
+        if shot.protocol == "build":
+            at_gate = self._build(shot, target)
+            watched += at_gate
+        else:
+            at_gate = watched[: len(shot.cells)]
+            for one, cell in zip(at_gate, shot.cells, strict=True):
+                one.cell = cell
+                self.bench.gates.arm(cell.gate, one.server.id)
+                self._begin(one.server, cell.protocol)
+            for cell in shot.cells:
+                self._reached(cell)
         for one in watched:
-            one.boot = self._boot(one.server)
+            one.boot = self.bench.boot_of(one.server.id)
         began = clock.monotonic()
-        ids = [one.server.id for one in at_gate]
-        hit = self.bench.inject(shot.fault, source, target, ids)
+        hit = self.bench.inject(shot.fault, source, target, [one.server.id for one in at_gate])
+        self.bench.gates.open()
         for one in at_gate:
             one.hit = one.server.id in hit
-        self.bench.gates.open()
         self._watch(watched, lambda: clock.monotonic() - began >= shot.away)
         self.bench.mend()
-        return self._rows(shot, watched, began)
-
-    def _begin(self, one: Watched) -> None:
-        assert one.cell is not None
-        match one.cell.protocol:
-            case "cold":
-                one.server.migrate()
-            case "resize":
-                name = one.server.show()["flavor"]["original_name"]
-                one.server.resize("other" if name == "small" else "small")
-            case "confirm":
-                one.server.act("confirmResize")
-            case "revert":
-                one.server.ask_to_revert()
-            case other:
-                raise ValueError(f"{other} needs a bench of its own")
-
-    def _rows(self, shot: Shot, watched: list[Watched], began: float) -> list[Row]:
-        """Wait until all is as it must be, and say how each cell ended."""
-        found: list[str] = []
-        rests: dict[str, Rest] = {}
-
-        def settled() -> bool:
-            nonlocal found, rests
-            rests = {one.server.id: rest for one in watched if (rest := self._rest(one, shot.fault)) is not None}
-            if len(rests) < len(watched):
-                found = [
-                    f"{one.server.id} rests nowhere: {one.seen.get('status')} {one.seen.get('fault', '')}"
-                    for one in watched
-                    if one.server.id not in rests
-                ]
-                return False
-            found = self.bench.auditor.findings(list(rests.values()))
-            return not found
-
-        ended = self._watch(watched, settled, SETTLE)
-        rows = []
-        for one in watched:
-            rest = rests.get(one.server.id)
-            said = verdict(rest) if rest is not None else None
-            mine = [*found] if not ended else []
-            if said is not None:
-                mine.append(said)
-            if one.cell is None:
-                continue
-            ran = None
-            if rest is not None and rest.running:
-                ran = max(0.0, one.since - began) if one.since else 0.0
-            rows.append(Row(one.cell, shot.away, self._outcome(one, rest), ran, mine))
-            if mine:
-                self._abandon(one.server)
+        rows = self._rows(watched, shot, began)
+        self._clear(at_gate, shot, rows)
         return rows
 
-    def _outcome(self, one: Watched, rest: Rest | None) -> str:
+    def _reached(self, cell: Cell) -> str:
+        """Wait until a server is held at the cell's gate; return which one."""
+        held: str = wait_for(f"a server at {cell.gate.name}", lambda: self.bench.gates.holds(cell.gate), REACH)
+        return held
+
+    def _begin(self, server: Server, protocol: str) -> None:
+        match protocol:
+            case "cold":
+                server.migrate()
+            case "resize":
+                name = server.show()["flavor"]["original_name"]
+                server.resize("other" if name == "small" else "small")
+            case "confirm":
+                server.act("confirmResize")
+            case "revert":
+                server.ask_to_revert()
+            case "delete":
+                self.cloud.delete(f"/servers/{server.id}")
+            case "power":
+                server.act("reboot", {"type": "HARD"})
+
+    def _build(self, shot: Shot, target: str) -> list[Watched]:
+        """Begin as many builds as there are cells; which server stops at which gate is seen when it does."""
+        for cell in shot.cells:
+            self.bench.gates.arm(cell.gate, ANY)
+        begun = {server.id: server for server in (self.cloud.begin(host=target) for _ in shot.cells)}
+        return [Watched(begun[self._reached(cell)], cell) for cell in shot.cells]
+
+    def _rows(self, watched: list[Watched], shot: Shot, began: float) -> list[Row]:
+        """Wait until all is as it must be, and say how each cell ended."""
+        found: list[str] = []
+
+        def settled() -> bool:
+            nonlocal found
+            for one in watched:
+                self._look_at(one, shot)
+            found = [
+                f"{one.server.id} rests nowhere: {one.seen.get('status')} {one.seen.get('fault', '')}"
+                for one in watched
+                if not one.at_rest
+            ]
+            found = found or self.bench.auditor.findings([one.rest for one in watched if one.rest is not None])
+            return not found
+
+        self._watch(watched, settled, SETTLE)
+        rows = []
+        for one in watched:
+            said = [verdict(one.rest)] if one.rest is not None else []
+            if one.cell is not None:
+                running = one.rest is not None and one.rest.running
+                ran = max(0.0, one.since - began) if running and one.since else 0.0 if running else None
+                mine = [*found, *(words for words in said if words)]
+                rows.append(Row(one.cell, shot.away, self._outcome(one), ran, mine))
+        return rows
+
+    def _outcome(self, one: Watched) -> str:
         """Say in a word or two how the cell ended."""
+        assert one.cell is not None
         if not one.hit:
             return "no process to kill"
-        if rest is None:
+        if not one.at_rest:
             return "stuck"
-        assert one.cell is not None
+        if one.rest is None:
+            return "deleted" if not one.seen else f"not built: {one.seen.get('fault', {}).get('message')}"
+        down = "" if one.rest.running else ", guest down and shown so"
+        if one.cell.protocol in ("build", "power", "delete"):
+            return "done" + down
         move = one.server.migration()
         reason = f": {move['reason']}" if move["reason"] else ""
-        down = "" if rest.running else ", guest down and shown so"
         match one.cell.protocol:
             case "cold" | "resize":
-                ended = "moved" if rest.sealed_at else f"back at the source{reason}"
+                ended = "moved" if one.rest.sealed_at else f"back at the source{reason}"
             case "revert":
-                ended = f"revert refused, runs on at the target{reason}" if rest.sealed_at else str(move["outcome"])
+                ended = f"refused, runs on at the target{reason}" if one.rest.sealed_at else str(move["outcome"])
             case _:
                 ended = str(move["outcome"])
         return ended + down
@@ -172,7 +183,7 @@ class Matrix:
         end, pause = clock.monotonic() + deadline, Event()
         while True:
             for one in watched:
-                boot = self._boot(one.server)
+                boot = self.bench.boot_of(one.server.id)
                 one.writes = boot is not None
                 if boot is not None and boot != one.boot:
                     one.boot, one.since = boot, clock.monotonic()
@@ -182,98 +193,99 @@ class Matrix:
                 return False
             pause.wait(LOOK)
 
-    def _boot(self, server: Server) -> tuple[Any, ...] | None:
-        """Return what identifies the boot of the guest's process that runs and writes now, None while there is none.
-
-        What stands on the console when a process is first seen may be of an earlier one, so only what is added to it
-        counts.
-        """
-        for host, process in self.bench.guest_processes(server.id):
-            boots = boots_of(read(self.cloud.instances(host) / server.id / "console.log"))
-            said = (len(boots), boots[-1].last if boots else 0)
-            if self._first_seen.setdefault(process, said) != said and said[1]:
-                return process
-        return None
-
-    def _rest(self, one: Watched, fault: str) -> Rest | None:
-        """Return where the server rests by the API's word, None while it does not."""
+    def _look_at(self, one: Watched, shot: Shot) -> None:
+        """Note where the server rests by the API's word, if it does."""
+        one.at_rest, one.rest = False, None
+        deleting, building = (
+            one.cell is not None and one.cell.protocol == protocol for protocol in ("delete", "build")
+        )
         try:
+            if deleting and self.cloud.is_gone(f"/servers/{one.server.id}"):
+                one.at_rest, one.seen = True, {}
+                return
             one.seen = shown = one.server.show()
-        except (httpx2.HTTPError, KeyError):
-            return None
-        if shown["OS-EXT-STS:task_state"] is not None or shown["status"] not in ("ACTIVE", "SHUTOFF", "VERIFY_RESIZE"):
-            return None
+        except httpx2.HTTPError:
+            return
+        if shown["OS-EXT-STS:task_state"] is not None:
+            return
+        if building and shown["status"] == "ERROR" and not shown["OS-EXT-SRV-ATTR:host"]:
+            one.at_rest = True
+        if deleting or shown["status"] not in RESTING:
+            return
         running = shown["OS-EXT-STS:power_state"] == 1
-        if not running and fault != "qemu":
-            return None  # nobody asked this guest to be down
+        if (running and not one.writes) or (not running and shot.fault != "qemu"):
+            return  # nobody asked this guest to be down
         host = str(shown["OS-EXT-SRV-ATTR:host"])
-        if running and not one.writes:
-            return None
-        back = next(name for name in HOSTS if name != host) if shown["status"] == "VERIFY_RESIZE" else None
-        return Rest(one.server, host, running, back)
+        back = self.cloud.other(host) if shown["status"] == "VERIFY_RESIZE" else None
+        one.at_rest, one.rest = True, Rest(one.server, host, running, back)
 
     # --- the pool -----------------------------------------------------------------------------------
 
+    def _clear(self, at_gate: list[Watched], shot: Shot, rows: list[Row]) -> None:
+        """Give up what the next shot cannot use: the deleted, the newly built, and those with findings."""
+        bad = {row.cell for row in rows if row.findings}
+        for one in at_gate:
+            if shot.protocol in ("build", "delete") or one.cell in bad:
+                self._abandon(one.server)
+
     def _abandon(self, server: Server) -> None:
-        """Delete a server of whose state nothing can be said."""
-        self.pool.remove(server)
-        with contextlib.suppress(Exception):
-            server.delete()
+        if server in self.pool:
+            self.pool.remove(server)
         self.cloud.servers.remove(server)
+        if not self.cloud.is_gone(f"/servers/{server.id}"):
+            server.delete()
 
     def renew(self) -> None:
         """Give all servers up; the next shot makes new ones."""
-        for server in [*self.pool]:
-            self._abandon(server)
-        self._first_seen.clear()
+        for server in [*self.pool, *self.cloud.servers]:
+            with contextlib.suppress(AssertionError, httpx2.HTTPError, ValueError):
+                self._abandon(server)
 
     def _prepare(self, shot: Shot) -> tuple[str, str]:
         """Bring all servers to where this shot begins; return source and target."""
         if self.shots % SHOTS_PER_POOL == 0:
             self.renew()
-        in_window = shot.protocol in ("confirm", "revert")
+        in_window = shot.protocol in IN_WINDOW
         shown = {server.id: server.show() for server in self.pool}
         at = [
-            self._source(one) if in_window else one["OS-EXT-SRV-ATTR:host"]
+            self.cloud.other(_host(one)) if in_window else _host(one)
             for one in shown.values()
             if (one["status"] == "VERIFY_RESIZE") == in_window
-        ] or [one["OS-EXT-SRV-ATTR:host"] for one in shown.values()]
+        ] or [_host(one) for one in shown.values()]
         source = max(HOSTS, key=at.count)
         target = self.cloud.other(source)
-        for server in self.pool:
-            self._bring_home(server, shown[server.id], source, target if in_window else None)
         with ThreadPoolExecutor() as together:
+            stay = target if in_window else None
+            list(together.map(lambda server: self._bring(server, shown[server.id], source, stay), self.pool))
             missing = range(self.size - len(self.pool))
             self.pool += together.map(lambda _: self.cloud.create(host=source), missing)
-        if in_window:
-            moving = [server for server in self.pool if server.show()["status"] != "VERIFY_RESIZE"]
-            for server in moving:
-                server.migrate()
-            for server in moving:
-                server.wait("VERIFY_RESIZE")
+            if in_window:
+                list(together.map(self._open_window, self.pool))
         for server in self.pool:
-            wait_for(f"{server.id} to write", lambda server=server: self._boot(server))
-        return source, target
+            wait_for(f"{server.id} to write", lambda server=server: self.bench.boot_of(server.id))
+        # A power action's only host is where the server is, and it is called the target.
+        return (target, source) if shot.protocol == "power" else (source, target)
 
-    def _bring_home(self, server: Server, shown: Json, source: str, window_at: str | None) -> None:
+    def _bring(self, server: Server, shown: Json, source: str, stay_at: str | None) -> None:
+        """Bring a server to rest on the source; one whose window is open at `stay_at` may stay there."""
         if shown["status"] == "VERIFY_RESIZE":
-            if window_at == shown["OS-EXT-SRV-ATTR:host"] and shown["OS-EXT-STS:power_state"] == 1:
+            if stay_at == _host(shown) and shown["OS-EXT-STS:power_state"] == 1:
                 return
-            self._confirm(server)
+            server.confirm()
         if server.show()["status"] == "SHUTOFF":
             server.act("os-start")
             server.wait("ACTIVE")
-        if server.show()["OS-EXT-SRV-ATTR:host"] != source:
+        if _host(server.show()) != source:
             server.migrate()
             server.wait("VERIFY_RESIZE")
-            self._confirm(server)
-        wait_for(f"{server.id} to write", lambda: self._boot(server))
+            server.confirm()
 
-    def _confirm(self, server: Server) -> None:
-        """Give the source's copy up, after the guest has found there what it was promised."""
-        if server.show()["OS-EXT-STS:power_state"] == 1:
-            wait_for(f"{server.id} to write", lambda: self._boot(server))
-        server.confirm()
+    def _open_window(self, server: Server) -> None:
+        if server.show()["status"] != "VERIFY_RESIZE":
+            wait_for(f"{server.id} to write", lambda: self.bench.boot_of(server.id))
+            server.migrate()
+            server.wait("VERIFY_RESIZE")
 
-    def _source(self, shown: Json) -> str:
-        return self.cloud.other(str(shown["OS-EXT-SRV-ATTR:host"]))
+
+def _host(shown: Json) -> str:
+    return str(shown["OS-EXT-SRV-ATTR:host"])

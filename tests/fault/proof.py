@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from tests.fault.bench import ROOT, Bench
 from tests.fault.cells import MOVES, Cell, Shot, cells_of, shots_of
+from tests.fault.fakebench import FakeBench
 from tests.fault.matrix import Matrix, Row
 from whimbrel.ops import clock
 
@@ -34,8 +36,9 @@ COLUMNS = (
     "time",
     "commit",
 )
-SIZE = 3
-"""Servers in a shot on real guests; more would wait for each other's boots on a small machine."""
+BENCHES: dict[str, type[Bench]] = {"real": Bench, "fake": FakeBench}
+SIZES = {"real": 3, "fake": 10}
+"""Servers in a shot; real ones would wait for each other's boots on a small machine."""
 
 
 def done(where: str) -> set[Cell]:
@@ -77,10 +80,11 @@ def run(where: str, protocols: tuple[str, ...], seed: int, minutes: float) -> in
     wanted = set(cells_of(protocols, fake=where == "fake")) - done(where)
     print(f"{len(wanted)} cells to try", flush=True)
     end, bad = clock.monotonic() + 60 * minutes, 0
-    size = SIZE
-    with tempfile.TemporaryDirectory(prefix="whimbrel-proof-") as dir, Bench.up(Path(dir)) as bench:
+    kind, size = BENCHES[where], SIZES[where]
+    with tempfile.TemporaryDirectory(prefix="whimbrel-proof-") as dir, kind.up(Path(dir)) as bench:
+        bench.cloud.flavor("other", vcpus=1, ram=160, disk=1)
         matrix = Matrix(bench, size)
-        for shot in interleaved(protocols, size, seed, fake=False, wanted=wanted):
+        for shot in interleaved(protocols, size, seed, fake=bench.fake, wanted=wanted):
             if clock.monotonic() > end:
                 break
             began = clock.monotonic()
@@ -109,6 +113,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=600)
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # either way the lab is taken down
     sys.exit(1 if run(given.where, tuple(given.protocols), given.seed, given.minutes) else 0)
 
 
