@@ -66,6 +66,8 @@ class Matrix:
         self.size = size
         self.pool: list[Server] = []
         self.shots = 0
+        self.known: set[str] = set()
+        """What was found and written down before; a leftover is held against the cell that left it, and no other."""
 
     # --- one shot -----------------------------------------------------------------------------------
 
@@ -140,16 +142,20 @@ class Matrix:
                 if not one.at_rest
             ]
             found = found or self.bench.auditor.findings([one.rest for one in watched if one.rest is not None])
+            found = [what for what in found if what not in self.known]
             return not found
 
         self._watch(watched, settled, SETTLE)
+        self.known.update(found)
         rows = []
         for one in watched:
             said = [verdict(one.rest)] if one.rest is not None else []
             if one.cell is not None:
                 running = one.rest is not None and one.rest.running
                 ran = max(0.0, one.since - began) if running and one.since else 0.0 if running else None
-                mine = [*found, *(words for words in said if words)]
+                others = [other.server.id for other in watched if other is not one]
+                mine = [what for what in found if not any(other in what for other in others)]
+                mine += [words for words in said if words]
                 rows.append(Row(one.cell, shot.away, self._outcome(one), ran, mine))
         return rows
 

@@ -14,7 +14,7 @@ from whimbrel.conductor import hosts, reports, timers
 from whimbrel.conductor.drive import Driver, Effects
 from whimbrel.domain.errors import BusError, Unavailable
 from whimbrel.migration.messages import Heartbeat, SelectTargets, StepReport, Targets, Wake
-from whimbrel.ops import settings
+from whimbrel.ops import clock, settings
 from whimbrel.store import migrations
 from whimbrel.store.engine import Store
 from whimbrel.store.migrations import LostRace
@@ -42,6 +42,7 @@ class Conductor:
         self._driver = Driver(conf, ticket_url)
         self._choosing = asyncio.Semaphore(CHOOSING)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._listening_since = clock.now()
 
     async def run(self) -> None:
         """Take up what is unfinished, then serve until cancelled."""
@@ -77,7 +78,9 @@ class Conductor:
             await self._publish(await self._write(hosts.hear, message, start_guests_after_boot=start))
 
     async def _tick(self) -> None:
-        due = await self._store.read(timers.look, self._conf)
+        if not self._bus.healthy():
+            self._listening_since = clock.now()
+        due = await self._store.read(timers.look, self._conf, listening_since=self._listening_since)
         for key in due.silent:
             await self._apart(timers.call_silent, self._driver, key)
         for server in due.windows:

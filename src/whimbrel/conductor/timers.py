@@ -37,14 +37,18 @@ class Due:
     unplaced: list[int] = field(default_factory=list)
 
 
-def look(tx: Connection, conf: settings.Conductor) -> Due:
-    """Return the orders to ask about, the hosts to call silent, the windows to close and the migrations to place."""
+def look(tx: Connection, conf: settings.Conductor, *, listening_since: float = 0.0) -> Due:
+    """Return the orders to ask about, the hosts to call silent, the windows to close and the migrations to place.
+
+    Before `listening_since` this conductor was deaf, so nobody's silence counts.
+    """
     now = clock.now()
     due = Due(windows=migrations.windows_run_out(tx, now), unplaced=_unplaced(tx, now))
     for row in journal.awaited(tx):
         key = (row.migration_id, row.segment, row.attempt, row.step)
         order = journal.order_of(row)
-        if row.mark in (Mark.DOING, Mark.UNDOING) and now - row.heard_at > min(order.limit, conf.patience):
+        silence = now - max(row.heard_at, listening_since)
+        if row.mark in (Mark.DOING, Mark.UNDOING) and silence > min(order.limit, conf.patience):
             due.silent.append(key)
         elif now - row.asked_at >= conf.ask_after:
             due.asks.append((key, Ask(order)))
