@@ -292,7 +292,7 @@ class Cloud:
             "flavorRef": self.flavor(flavor),
             "host": host,
             "networks": [{"uuid": network["id"]}],
-            "user_data": base64.b64encode(f"writer.interval_ms=50\n{user_data}".encode()).decode(),
+            "user_data": base64.b64encode(f"{user_data}\nwriter.interval_ms=50\n".encode()).decode(),
         }
         server = Server(self, self.post("/servers", {"server": body})["server"]["id"])
         self.servers.append(server)

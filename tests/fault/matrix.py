@@ -24,6 +24,8 @@ SETTLE = 90.0
 LOOK = 0.2
 SHOTS_PER_POOL = 12
 """After so many shots the servers are made anew, so that their consoles stay short."""
+GUEST = "writer.interval_ms=250"
+"""Emulated guests that write less leave more of a small machine to the others."""
 IN_WINDOW = ("confirm", "revert", "delete")
 """Protocols that begin while the user thinks about a move."""
 RESTING = ("ACTIVE", "SHUTOFF", "VERIFY_RESIZE")
@@ -125,7 +127,7 @@ class Matrix:
         """Begin as many builds as there are cells; which server stops at which gate is seen when it does."""
         for cell in shot.cells:
             self.bench.gates.arm(cell.gate, ANY)
-        begun = {server.id: server for server in (self.cloud.begin(host=target) for _ in shot.cells)}
+        begun = {server.id: server for server in (self.cloud.begin(GUEST, host=target) for _ in shot.cells)}
         return [Watched(begun[self._reached(cell)], cell) for cell in shot.cells]
 
     def _rows(self, watched: list[Watched], shot: Shot, began: float) -> list[Row]:
@@ -264,7 +266,7 @@ class Matrix:
             stay = target if in_window else None
             list(together.map(lambda server: self._bring(server, shown[server.id], source, stay), self.pool))
             missing = range(self.size - len(self.pool))
-            self.pool += together.map(lambda _: self.cloud.create(host=source), missing)
+            self.pool += together.map(lambda _: self.cloud.create(GUEST, host=source), missing)
             if in_window:
                 list(together.map(self._open_window, self.pool))
         for server in self.pool:
