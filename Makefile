@@ -3,8 +3,10 @@ SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 BIN := $(VENV)/bin
+SEED := 1
+MINUTES := 600
 
-.PHONY: help setup demo lab test lint bench lock clean
+.PHONY: help setup demo lab test lint proof bench lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +28,10 @@ lint: setup  ## ruff, mypy --strict, import-linter
 
 test: lint  ## everything that must hold, on real guests too
 	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+
+proof: setup  ## every step, every fault, on real guests and without; goes on where it stopped (CELLS="cold revert" MINUTES=60)
+	$(PY) -m tests.fault.proof fake $(or $(CELLS),cold resize confirm revert build delete power) --seed $(SEED) --minutes $(MINUTES)
+	$(PY) -m tests.fault.proof real $(CELLS) --seed $(SEED) --minutes $(MINUTES)
 
 bench: setup  ## measure; raw rows go to benchmarks/results
 	$(PY) -m benchmarks $(ARGS)

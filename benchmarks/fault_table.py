@@ -8,12 +8,11 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from benchmarks.measure import RESULTS
-from tests.fault.cells import FAULTS, MOVES, cells_of
+from tests.fault.cells import EVERY, FAULTS, MOVES, cells_of
 
 CELL_ROWS = RESULTS / "faults.csv"
 PEER_ROWS = RESULTS / "faults_peer.csv"
 TABLE = RESULTS / "faults.md"
-EVERY = ("cold", "resize", "confirm", "revert", "build", "delete", "power")
 
 PEER = {
     "(i)": (
@@ -64,8 +63,8 @@ def _peer() -> list[str]:
         "## The same faults as on the peer",
         "",
         "OpenStack Nova 34.0.0 and Whimbrel in the same situations: real libvirt, QEMU (TCG), sshd and RabbitMQ, two",
-        "hosts, 2 GiB of data in a 10 GiB qcow2 disk. `make bench ARGS=faults` repeats Whimbrel's side. Where Nova was hit",
-        "in a phase that Whimbrel passes before it stops the guest, a second row hits Whimbrel in a later phase too.",
+        "hosts, 2 GiB of data in a 10 GiB qcow2 disk. `make bench ARGS=faults` repeats Whimbrel's side. Where Nova was",
+        "hit in a phase that Whimbrel passes before it stops the guest, a second row hits Whimbrel in a later one too.",
         "",
         "| fault | who | final state | guest runs | left over | the operator must | ran again after | guest off for |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -124,14 +123,14 @@ INTRODUCTION = [
     "A server is held exactly before or after a step (its order in the host's ledger and not begun; its effect there",
     "and not yet written down), the fault strikes, what fell is brought back after a while (short: 1 s; long: five",
     "seconds more than the conductor's patience, which is 8 s here; a link always 20 s), and an auditor that reads",
-    "processes, domains, files, taps, ledgers and the database waits until all is as it must be, 90 s at most. Then the",
-    "guest itself says whether it found every record that it was promised. Each cell below: outcome of `before` /",
+    "processes, domains, files, taps, ledgers and the database waits until all is as it must be, 90 s at most. Then",
+    "the guest itself says whether it found every record that it was promised. Each cell below: outcome of `before` /",
     "`after`, and the seconds from the fault until the guest wrote for good (0: it never stopped), its boot under",
     "emulation on a busy machine included.",
     "",
     "`moved`: it went on to the end. `back`: it ended in error with the guest at the source. `refused`: the revert did",
-    "not begin, the guest runs on at the target. `off`: the killed guest stays down and is shown so. `none`: there was no",
-    "process to kill. `·`: not tried yet. Raw rows: `faults.csv`.",
+    "not begin, the guest runs on at the target. `off`: the killed guest stays down and is shown so. `none`: there was",
+    "no process to kill. `·`: not tried yet. Raw rows: `faults.csv`.",
 ]
 
 

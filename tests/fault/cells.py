@@ -15,6 +15,7 @@ from tests.fault.gates import AFTER, BEFORE, Gate
 from whimbrel.migration.protocols import PROTOCOLS
 
 MOVES = ("cold", "revert", "confirm")
+EVERY = ("cold", "resize", "confirm", "revert", "build", "delete", "power")
 FAULTS = (
     "conductor",
     "api",

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+from benchmarks.fault_table import write_table
 from tests.fault.bench import ROOT, Bench
 from tests.fault.cells import MOVES, Cell, Shot, cells_of, shots_of
 from tests.fault.fakebench import FakeBench
@@ -97,6 +98,7 @@ def run(where: str, protocols: tuple[str, ...], seed: int, minutes: float) -> in
                 matrix.renew()
                 continue
             keep(where, rows)
+            write_table()
             bad += sum(bool(row.findings) for row in rows)
             for row in rows:
                 ran = "-" if row.ran_again is None else f"{row.ran_again:.1f} s"

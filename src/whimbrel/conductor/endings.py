@@ -68,7 +68,8 @@ def no_host(tx: Connection, migration: Row[Any]) -> bool:
 
 def _next_attempt(tx: Connection, migration: Row[Any]) -> bool:
     """This target did not work out; everything is undone, so try the next one, or end."""
-    reason = _reason(_entries(tx, migration))
+    entries = _entries(tx, migration)
+    reason = _reason(entries) or _late(entries)
     if migration.cancelled:
         return _close(tx, migration, Outcome.CANCELLED, reason)
     left = [row for row in migration.targets or [] if row["host"] not in migration.tried]
@@ -153,6 +154,11 @@ def _reason(entries: dict[str, Entry]) -> str | None:
     """Return why the attempt turned: rows begin in order, so the last one begun that failed is the cause."""
     told = [entry for entry in entries.values() if entry.reason and entry.mark is not Mark.DONE]
     return max(told, key=lambda entry: entry.started_at or 0.0).reason if told else None
+
+
+def _late(entries: dict[str, Entry]) -> str | None:
+    """Return why the attempt turned when the host that was silent then has answered since."""
+    return next((entry.reason for entry in entries.values() if entry.reason), None)
 
 
 def power_from(facts: dict[str, Any]) -> PowerState | None:
