@@ -63,9 +63,9 @@ class Server:
         shown: Json = self.cloud.get(f"/servers/{self.id}")["server"]
         return shown
 
-    def act(self, action: str, body: Any = None) -> None:
+    def act(self, action: str, body: Any = None, version: str = "2.95") -> None:
         """Ask for an action."""
-        self.cloud.post(f"/servers/{self.id}/action", {action: body})
+        self.cloud.post(f"/servers/{self.id}/action", {action: body}, version)
 
     def migrate(self, host: str | None = None) -> None:
         """Ask for a cold migration, to this host or to any."""
@@ -114,7 +114,7 @@ class Server:
     def migration(self) -> Json:
         """Return Whimbrel's own document of the newest migration that moves the server."""
         rows: list[Json] = self.cloud.get("/v1/migrations", root="whimbrel", server=self.id)["migrations"]
-        return next(row for row in rows if row["kind"] in ("migration", "resize"))
+        return next(row for row in rows if row["kind"] in ("migration", "resize", "evacuation"))
 
     def steps(self) -> dict[str, Json]:
         """Return the rows of the newest segment's last attempt by name."""
@@ -246,9 +246,10 @@ class Cloud:
         """GET a path of the compute API, or of another one."""
         return self.http.get(f"/{root}{path}", params=query, headers=VERSION).raise_for_status().json()
 
-    def post(self, path: str, body: Json) -> Any:
+    def post(self, path: str, body: Json, version: str = "2.95") -> Any:
         """POST to a path of the compute API."""
-        answer = self.http.post(f"/compute/v2.1{path}", json=body, headers=VERSION)
+        headers = {"OpenStack-API-Version": f"compute {version}"}
+        answer = self.http.post(f"/compute/v2.1{path}", json=body, headers=headers)
         assert answer.is_success, answer.text
         return answer.json() if answer.content else None
 
@@ -309,8 +310,7 @@ class Cloud:
     @contextlib.contextmanager
     def disabled(self, host: str) -> Iterator[None]:
         """Keep the scheduler away from a host for a while."""
-        rows = self.get("/os-services", host=host)["services"]
-        path = f"/compute/v2.1/os-services/{next(row['id'] for row in rows)}"
+        path = f"/compute/v2.1/os-services/{self._service(host)}"
         self.http.put(path, json={"status": "disabled"}, headers=VERSION).raise_for_status()
         try:
             yield
@@ -459,6 +459,15 @@ class Cloud:
         self.servers.clear()
         wait_for("the agents", lambda: self.up() == set(lab.hosts))
         self.assert_tidy({})
+
+    def force_down(self, host: str, *, down: bool) -> None:
+        """Declare a host down, as an administrator who has seen it does, or take that back."""
+        path = f"/compute/v2.1/os-services/{self._service(host)}"
+        self.http.put(path, json={"forced_down": down}, headers=VERSION).raise_for_status()
+
+    def _service(self, host: str) -> str:
+        rows = self.get("/os-services", host=host)["services"]
+        return str(next(row["id"] for row in rows))
 
     def up(self) -> set[str]:
         """Return the hosts whose agents are heard."""

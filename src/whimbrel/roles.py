@@ -11,6 +11,7 @@ import contextlib
 import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING
 
 import structlog
@@ -69,7 +70,7 @@ async def conductor(conf: settings.Settings, bus: Bus) -> None:
     def ticket_url(image_id: str) -> str:
         return f"{conf.conductor.image_url}/v2/images/{image_id}/file?ticket={tokens.ticket(image_id)}"
 
-    await Conductor(conf.conductor, _store(conf), bus, ticket_url).run()
+    await Conductor(conf, _store(conf), bus, ticket_url).run()
 
 
 async def agent(conf: settings.Settings, bus: Bus) -> None:
@@ -94,6 +95,19 @@ def run(name: str, conf: settings.Settings) -> None:
     host = conf.agent.host if name == "agent" and conf.agent else None
     log.configure(name, conf.logs, host=host)
     asyncio.run(_run(name, conf))
+
+
+def keep(conf: settings.Settings) -> None:
+    """Run this host's keeper until SIGTERM or SIGINT; it needs neither broker nor database."""
+    from whimbrel.agent import keeper
+
+    if conf.agent is None:
+        raise SettingsError("The settings have no [agent] table; a keeper needs the agent's.")
+    log.configure("keeper", conf.logs, host=conf.agent.host)
+    stop = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    keeper.run(conf.agent, stop)
 
 
 async def _run(name: str, conf: settings.Settings) -> None:

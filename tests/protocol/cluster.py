@@ -24,7 +24,7 @@ from whimbrel.conductor import reports, timers
 from whimbrel.conductor.drive import Driver, Effects
 from whimbrel.domain.claim import Resources
 from whimbrel.domain.errors import CannotTell, StepError
-from whimbrel.domain.migration import Answer, Kind, Verb, Verdict
+from whimbrel.domain.migration import Answer, Kind, Verb, Verdict, Witness
 from whimbrel.domain.server import Flavor, PowerState
 from whimbrel.migration import protocols
 from whimbrel.migration.messages import (
@@ -36,13 +36,16 @@ from whimbrel.migration.messages import (
     StepReport,
     Targets,
     Wake,
+    Welcome,
 )
 from whimbrel.migration.ports import Control, World
 from whimbrel.ops import clock, settings
-from whimbrel.store import claims, migrations
+from whimbrel.store import claims, evacuations, fencing, migrations
+from whimbrel.store.actions import Asked
 from whimbrel.store.engine import Store
 from whimbrel.store.tables import claims as claims_table
 from whimbrel.store.tables import debts, journal, metadata, servers
+from whimbrel.store.tables import hosts as hosts_table
 from whimbrel.store.tables import migrations as migrations_table
 
 SERVER = "11111111-2222-4333-8444-555555555555"
@@ -71,6 +74,7 @@ class Host:
     running: str | None = None
     boot: int = 1
     up: bool = True
+    admitted: bool = True
     fail_at: str | None = None
     fail_times: int = 99
     silent_hypervisor: bool = False
@@ -194,7 +198,7 @@ class Host:
 
     def prepare(self, order: Order, control: Control) -> Facts:
         self._maybe_fail("prepare")
-        data = 1 if order.protocol == "build" else 0
+        data = 1 if order.from_image else 0
         self.incoming[order.attempt] = {"attempt": order.attempt, "writes": data}
         return {}
 
@@ -347,7 +351,7 @@ class Cluster:
         """One heartbeat, delivered at once."""
         state = PowerState.RUNNING if host.running == "running" else PowerState.STOPPED
         ledger = host.durable
-        interrupted = ledger["grant"] is not None and ledger["grant"][1] != host.boot
+        interrupted = ledger["sealed"] or (ledger["grant"] is not None and ledger["grant"][1] != host.boot)
         line = GuestReport(SERVER, state, ledger["epoch"], ledger["number"], interrupted)
         guests = (line,) if host.live else ()
         message = Heartbeat(
@@ -356,11 +360,13 @@ class Cluster:
             vcpus=8, ram_mb=1024, disk_gb=20, reserved_vcpus=0, reserved_ram_mb=0, reserved_disk_gb=0,
             cpu_ratio=1.0, ram_ratio=1.0, disk_ratio=1.0, architecture="x86_64", hypervisor="fake",
             hypervisor_version=1, root_disk="qcow2", free_disk_gb=20, uptime="", guests=guests,
+            admission=str(host.boot), admitted=host.admitted,
         )  # fmt: skip
-        self._take(self.store.write_now(host_books.hear, message, start_guests_after_boot=True))
+        self._take(self.store.write_now(host_books.hear, message, self.conf))
 
     def _take(self, effects: Effects) -> None:
         self.queue.extend(message for _, _, message in effects.outbox)
+        self.queue.extend(message for _, message in effects.passing)
         for migration_id, question in effects.select:
             names = [n for n in self.hosts if n not in question.exclude and n != question.source]
             if question.forced_host:
@@ -378,6 +384,25 @@ class Cluster:
         """Confirm or revert as the API does."""
         begun = self.store.write_now(migrations.give_verdict, SERVER, verdict, request_id="req-2")
         self.queue.append(Wake(begun.migration_id))
+
+    def cancel(self, migration: int) -> None:
+        """Cancel as the API does."""
+        begun = self.store.write_now(migrations.request_cancel, migration)
+        self.queue.extend(message for _, _, message in begun.outbox)
+
+    def evacuate(self, target: str | None = None, *, leave_stopped: bool = False) -> int:
+        """Evacuate as the API does."""
+        asked = Asked("req-3", "u", "p")
+        begun = self.store.write_now(evacuations.begin, SERVER, asked, "p", target=target, leave_stopped=leave_stopped)
+        self.queue.append(Wake(begun.migration_id))
+        return begun.migration_id
+
+    def prove(self, name: str, witness: Witness = Witness.ADMINISTRATOR) -> None:
+        """Prove that the boot of a host, as it was last heard of, is over."""
+        row = next(row for row in self.rows(hosts_table) if row.name == name)
+        silent = self.time - 20
+        wakes = self.store.write_now(fencing.give, name, witness, "seen", boot=row.boot, silent_since=silent)
+        self.queue.extend(message for _, _, message in wakes)
 
     def delete(self) -> None:
         """Delete as the API does."""
@@ -397,6 +422,8 @@ class Cluster:
                 self._obey(self.hosts[message.host], message)
             case Ask(order):
                 self._asked(self.hosts[order.host], order)
+            case Welcome():
+                self._welcome(self.hosts[message.host], message)
         self.audit()
 
     def take(self, report: StepReport) -> None:
@@ -435,8 +462,15 @@ class Cluster:
 
     # --- a host's agent --------------------------------------------------------------------------
 
+    def _welcome(self, host: Host, message: Welcome) -> None:
+        if host.up and message.admission == str(host.boot):
+            epoch, number = message.servers.get(SERVER, (0, 0))
+            host.durable["epoch"] = max(host.durable["epoch"], epoch)
+            host.durable["number"] = max(host.durable["number"], number)
+            host.admitted = True
+
     def _obey(self, host: Host, order: Order) -> None:
-        if not host.up:
+        if not (host.up and host.admitted):
             return
         ledger = host.durable
         known = ledger["orders"].get(order.number)
@@ -503,7 +537,7 @@ class Cluster:
     def power_cut(self, host: Host, *, stay_down: bool = False) -> None:
         """Everything volatile is gone; what is on the disk stays. Without `stay_down` it boots at once."""
         host.running = None
-        host.up = False
+        host.up = host.admitted = False
         if not stay_down:
             self.boot(host)
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tests.protocol.cluster import LARGE, Cluster, Crash
+from whimbrel.domain.errors import Invalid
 from whimbrel.domain.migration import Answer, Kind, Mark, Verb, Verdict
 from whimbrel.migration import protocols
 from whimbrel.migration.messages import Order, StepReport
@@ -344,3 +345,58 @@ def test_a_debt_keeps_its_room_and_is_collected_only_when_nothing_runs_there() -
     cluster.verdict(Verdict.CONFIRM)
     cluster.run()
     cluster.settled("h2")
+
+
+@pytest.mark.parametrize("after", range(24))
+def test_a_cancel_before_the_hand_over_leaves_the_guest_where_it_was(after: int) -> None:
+    cluster = Cluster()
+    migration = cluster.start()
+    for _ in range(after):
+        if cluster.queue:
+            cluster.step()
+    if "hand_over" in cluster.marks():
+        with pytest.raises(Invalid, match=r"handed over|Revert it"):
+            cluster.cancel(migration)
+        cluster.run()
+        assert cluster.migration().window_open, cluster.story()
+        return
+    cluster.cancel(migration)
+    cluster.cancel(migration)
+    cluster.run()
+    assert cluster.migration().outcome == "cancelled", cluster.story()
+    cluster.settled("h1")
+
+
+def test_a_revert_that_is_cancelled_before_it_turned_leaves_the_guest_at_the_target() -> None:
+    for after in range(1, 6):
+        cluster = Cluster()
+        migration = cluster.start()
+        cluster.run()
+        cluster.verdict(Verdict.REVERT)
+        for _ in range(after):
+            cluster.step()
+        assert cluster.marks()["check_source"]
+        if "take_back" in cluster.marks():
+            break
+        cluster.cancel(migration)
+        cluster.run()
+        assert cluster.migration().window_open and cluster.migration().verdict is None, cluster.story()
+        assert cluster.hosts["h2"].running == "running", cluster.story()
+        cluster.verdict(Verdict.CONFIRM)
+        cluster.run()
+        cluster.settled("h2")
+    assert after > 2, "the revert was cancelled at its first two steps"
+
+
+def test_what_only_goes_forward_cannot_be_cancelled_and_says_so() -> None:
+    cluster = Cluster()
+    migration = cluster.start()
+    cluster.run()
+    with pytest.raises(Invalid, match="Revert it to go back"):
+        cluster.cancel(migration)
+    cluster.verdict(Verdict.CONFIRM)
+    with pytest.raises(Invalid, match="closed by a confirm"):
+        cluster.cancel(migration)
+    cluster.run()
+    with pytest.raises(Invalid, match="has ended"):
+        cluster.cancel(migration)

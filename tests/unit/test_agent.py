@@ -29,6 +29,7 @@ from whimbrel.migration.messages import (
     Order,
     ReadConsole,
     StepReport,
+    Welcome,
 )
 from whimbrel.migration.protocols import PROTOCOLS
 from whimbrel.ops.settings import Agent, Settings
@@ -47,6 +48,9 @@ class Conductor:
         self.heartbeats: list[Heartbeat] = []
         self.number = 0
         self.results: dict[str, Any] = {}
+        self.standings: dict[str, tuple[int, int]] = {}
+        self.welcomes = True
+        self.admitted = asyncio.Event()
 
     def make_bus(self) -> LocalBus:
         return LocalBus(self.broker, registry(*MESSAGES))
@@ -76,6 +80,10 @@ class Conductor:
         async def look(message: object) -> None:
             assert isinstance(message, Heartbeat)
             self.heartbeats.append(message)
+            if message.admitted:
+                self.admitted.set()
+            elif self.welcomes:
+                await self.bus.cast(f"agent.{message.host}", Welcome(message.host, message.admission, self.standings))
 
         await self.bus.start()
         await self.bus.consume("conductor", take)
@@ -85,8 +93,12 @@ class Conductor:
     async def agent(self, host: str) -> AsyncIterator[None]:
         bus = self.make_bus()
         await bus.start()
+        self.admitted.clear()
         task = asyncio.create_task(service.run(Settings(agent=self.settings(host)), bus))
         try:
+            if self.welcomes:
+                async with asyncio.timeout(10):
+                    await self.admitted.wait()
             yield
         finally:
             task.cancel()
@@ -216,6 +228,8 @@ async def test_a_guest_runs_on_while_its_agent_is_away_and_not_after_the_host_wa
     unheard = await conductor.send("h1", "prepare")
     await conductor.bus.cast("agent.h1", Ask(unheard))
     async with conductor.agent("h1"):
+        assert (await conductor.end(unheard)).facts == {"unheard": True}, "it came before the agent was admitted"
+        await conductor.bus.cast("agent.h1", unheard)
         assert (await conductor.end(unheard)).answer is Answer.DONE
         await conductor.seen("h1", "running", since=beats)
     (conductor.base / "h1-run" / "boot").unlink()
@@ -224,6 +238,30 @@ async def test_a_guest_runs_on_while_its_agent_is_away_and_not_after_the_host_wa
     boots = {beat.boot for beat in conductor.heartbeats[beats:]}
     ledgers = {beat.ledger for beat in conductor.heartbeats}
     assert len(boots) == 2 and len(ledgers) == 1
+
+
+async def test_an_agent_obeys_nothing_before_it_is_welcome_and_nothing_older_than_it_was_told(
+    conductor: Conductor,
+) -> None:
+    async with conductor.agent("h1"):
+        await conductor.build("h1")
+    (conductor.base / "h1-run" / "boot").unlink()
+    conductor.welcomes, beats = False, len(conductor.heartbeats)
+    old = await conductor.send("h1", "start_guest", protocol="build", attempt="1-1", work=replace(WORK, source=None))
+    async with conductor.agent("h1"):
+        await conductor.bus.cast("agent.h1", Welcome("h1", "of an earlier start", {SERVER: (1, 1)}))
+        await conductor.bus.cast("agent.h1", Ask(old))
+        assert (await conductor.end(old)).facts == {"unheard": True}
+        assert conductor.guests("h1").state(SERVER) is PowerState.STOPPED
+        assert (await conductor.seen("h1", "stopped", since=beats)).interrupted
+        asked = conductor.heartbeats[-1]
+        assert not asked.admitted
+        await conductor.bus.cast("agent.h1", Welcome("h1", asked.admission, {SERVER: (2, 9)}))
+        await asyncio.wait_for(conductor.admitted.wait(), 10)
+        await conductor.bus.cast("agent.h1", old)
+        refused = await conductor.end(old)
+        assert (refused.answer, refused.facts) == (Answer.STALE, {"epoch": 2, "number": 9})
+        assert conductor.guests("h1").state(SERVER) is PowerState.STOPPED
 
 
 async def test_an_order_for_another_host_is_not_obeyed_and_a_console_that_is_not_there_is_empty(

@@ -319,3 +319,87 @@ async def test_a_host_that_is_silent_is_down(cloud: Cloud) -> None:
     }
     own = (await cloud.http.get("/whimbrel/v1/hosts", headers=cloud.token("admin"))).json()["hosts"]
     assert [(host["name"], host["state"]) for host in own] == [("h1", "up"), ("h2", "up"), ("h3", "down")]
+
+
+async def test_a_migration_is_cancelled_by_its_number_until_the_server_was_handed_over(cloud: Cloud) -> None:
+    furnish(cloud)
+    server_id = await active(cloud)
+    assert (await act(cloud, server_id, {"migrate": None})).status_code == 202
+    (move,) = await listed(cloud)
+    url = servers_url(f"/{server_id}/migrations/{move['id']}")
+
+    async def cancel(who: str = "admin", version: str = "2.24", to: str = url) -> httpx2.Response:
+        return await cloud.http.delete(to, headers=at(cloud, who, version))
+
+    assert (await cancel(version="2.23")).status_code == 404
+    assert (await cancel(who="alice")).status_code == 403
+    assert (await cancel(to=servers_url(f"/{server_id}/migrations/999"))).status_code == 404
+    assert (await cancel()).status_code == 202
+    assert (await cancel()).status_code == 202, "asked twice is asked once"
+    progress(cloud, server_id, cancelled=False)
+    open_window(cloud, server_id)
+    late = await cancel()
+    assert late.status_code == 400
+    assert "Revert it to go back" in message(late)
+
+
+def silence(cloud: Cloud, host: str, seconds: float = 61) -> None:
+    """Let nothing have been heard of a host for so long."""
+    silent = update(hosts).where(hosts.c.name == host).values(heard_at=clock.now() - seconds)
+    cloud.services.store.write_now(lambda tx: tx.execute(silent))
+
+
+async def test_only_a_server_of_a_host_that_is_down_is_evacuated(cloud: Cloud) -> None:
+    furnish(cloud)
+    server_id = await active(cloud)
+    up = await act(cloud, server_id, {"evacuate": {}}, version="2.90")
+    assert (up.status_code, message(up)) == (400, "Compute service of h1 is still in use.")
+    silence(cloud, "h1")
+    for body, status, words in (
+        ({"host": "h9"}, 404, "Compute host h9 not found."),
+        ({"host": "h1"}, 400, "The target host can't be the same one."),
+    ):
+        answer = await act(cloud, server_id, {"evacuate": body}, version="2.90")
+        assert (answer.status_code, message(answer)) == (status, words)
+    assert (await act(cloud, server_id, {"evacuate": {}}, "alice", "2.90")).status_code == 403
+    shared = await act(cloud, server_id, {"evacuate": {"onSharedStorage": True}})
+    assert (shared.status_code, "share no storage" in message(shared)) == (400, True)
+    answer = await act(cloud, server_id, {"evacuate": {"host": "h2"}}, version="2.90")
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert await state(cloud, server_id) == ("REBUILD", "rebuilding")
+    (move,) = await listed(cloud)
+    assert (move["migration_type"], move["status"], move["source_compute"]) == ("evacuation", "accepted", "h1")
+    again = await act(cloud, server_id, {"evacuate": {}}, version="2.90")
+    assert again.status_code == 409
+
+
+async def test_a_forced_down_host_is_proved_to_be_off_only_if_it_is_silent(cloud: Cloud) -> None:
+    furnish(cloud)
+
+    async def shown(name: str) -> dict[str, Any]:
+        answer = await cloud.http.get("/whimbrel/v1/hosts", headers=cloud.token("admin"))
+        found: dict[str, Any] = next(row for row in answer.json()["hosts"] if row["name"] == name)
+        return found
+
+    async def declare(down: bool) -> None:
+        body = {"host": "h1", "binary": "nova-compute", "forced_down": down}
+        url = "/compute/v2.1/os-services/force-down"
+        answer = await cloud.http.put(url, json=body, headers=at(cloud, "admin", "2.11"))
+        assert answer.status_code == 200, answer.text
+
+    await declare(True)
+    assert (await shown("h1"))["fenced"] is None, "it speaks, so it is not off, whatever is declared"
+    silence(cloud, "h1")
+    await declare(True)
+    assert (await shown("h1"))["fenced"]["by"] == "administrator"
+    await declare(False)
+    assert (await shown("h1"))["fenced"] is None
+
+    async def prove(boot: str, who: str = "admin") -> httpx2.Response:
+        return await cloud.http.post("/whimbrel/v1/hosts/h1/fence", json={"boot": boot}, headers=cloud.token(who))
+
+    assert (await prove("boot", "bob")).status_code == 403
+    other = await prove("another boot")
+    assert (other.status_code, "has booted since" in message(other)) == (409, True)
+    assert (await prove((await shown("h1"))["boot"])).status_code == 200
+    assert (await shown("h1"))["fenced"]["by"] == "administrator"

@@ -14,7 +14,7 @@ from whimbrel.domain.claim import Capacity, Resources
 from whimbrel.domain.errors import StepError
 from whimbrel.migration.messages import Heartbeat, SelectTargets
 from whimbrel.ops import clock
-from whimbrel.ops.settings import Scheduler
+from whimbrel.ops.settings import Conductor, Scheduler
 from whimbrel.scheduler import table
 from whimbrel.scheduler.choose import choose
 from whimbrel.store import claims
@@ -44,7 +44,7 @@ def store(tmp_path: Path) -> Store:
     made = Store(f"sqlite:///{tmp_path}/test.db")
     made.write_now(lambda tx: metadata.create_all(tx))
     for name in ("h1", "h2"):
-        made.write_now(host_books.hear, beat(name), start_guests_after_boot=False)
+        made.write_now(host_books.hear, beat(name), Conductor())
     return made
 
 
@@ -56,7 +56,7 @@ def refused(store: Store, request: SelectTargets = REQUEST) -> dict[str, str]:
 
 def add(store: Store, name: str, **more: object) -> None:
     """Add one more host."""
-    store.write_now(host_books.hear, beat(name, **more), start_guests_after_boot=False)
+    store.write_now(host_books.hear, beat(name, **more), Conductor())
 
 
 def test_each_filter_refuses_with_its_own_name(store: Store) -> None:

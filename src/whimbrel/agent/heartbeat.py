@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 import structlog
 
 from whimbrel.agent import inventory
+from whimbrel.agent.admission import Admission
 from whimbrel.agent.ledger import Ledger
 from whimbrel.bus.port import Bus
 from whimbrel.domain.errors import BusError, CannotTell, StepError
@@ -46,30 +47,46 @@ class Versioned(Protocol):
 class Heart:
     """Composes heartbeats in a thread and emits them; one that is lost is followed by the next."""
 
-    def __init__(self, settings: Agent, ledger: Ledger, world: World, bus: Bus) -> None:
+    def __init__(self, settings: Agent, ledger: Ledger, world: World, bus: Bus, admission: Admission) -> None:
         self._settings = settings
+        self._admission = admission
         self._ledger = ledger
         self._world = world
         self._bus = bus
         self._changed = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def run(self) -> None:
         """Beat for ever, the first time now."""
+        self._loop = asyncio.get_running_loop()
         if isinstance(self._world.guests, Watchable):
-            loop = asyncio.get_running_loop()
-            self._world.guests.on_change(lambda: _call_soon(loop, self._changed.set))
+            self._world.guests.on_change(self.beat_soon)
         while True:
             self._changed.clear()
             await self._beat()
             await asyncio.sleep(SHORTEST_PAUSE)
             try:
-                async with asyncio.timeout(max(0.0, self._settings.heartbeat_interval - SHORTEST_PAUSE)):
+                async with asyncio.timeout(max(0.0, self._pause() - SHORTEST_PAUSE)):
                     await self._changed.wait()
             except TimeoutError:
                 pass
 
+    def _pause(self) -> float:
+        """An agent that waits to be admitted asks every second."""
+        return (
+            self._settings.heartbeat_interval
+            if self._admission.admitted
+            else min(1.0, self._settings.heartbeat_interval)
+        )
+
+    def beat_soon(self) -> None:
+        """Beat without waiting for the interval to pass; from any thread."""
+        if self._loop is not None and not self._loop.is_closed():  # later nobody is interested
+            self._loop.call_soon_threadsafe(self._changed.set)
+
     async def _beat(self) -> None:
         try:
+            await asyncio.to_thread(self._admission.check)
             heartbeat = await asyncio.to_thread(self.compose)
             async with asyncio.timeout(EMIT_LIMIT):
                 await self._bus.emit(TOPIC, heartbeat)
@@ -102,6 +119,9 @@ class Heart:
             free_disk_gb=room.free_disk_gb,
             uptime=room.uptime,
             guests=self._guests(),
+            admission=self._admission.id,
+            admitted=self._admission.admitted,
+            lease_asked=self._admission.lease_asked(),
         )
 
     def _guests(self) -> tuple[GuestReport, ...]:
@@ -117,7 +137,8 @@ class Heart:
                     state = self._world.guests.state(seen.server)
                 except CannotTell:
                     silent = True
-            interrupted = seen.grant_boot not in (None, self._ledger.boot)
+            # Alive here, and yet sealed: it was told to stand aside.
+            interrupted = seen.grant_boot not in (None, self._ledger.boot) or seen.sealed is not None
             lines.append(GuestReport(seen.server, state or PowerState.STOPPED, seen.epoch, seen.number, interrupted))
         return tuple(lines)
 
@@ -127,9 +148,3 @@ class Heart:
             return guests.version() if isinstance(guests, Versioned) else 0
         except CannotTell:
             return 0
-
-
-def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
-    """A hypervisor's own thread may call after the loop has closed; nobody is interested then."""
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(call)

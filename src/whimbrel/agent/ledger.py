@@ -195,6 +195,20 @@ class Ledger:
         with self._reading() as sql:
             return read_server(sql, server)
 
+    def catch_up(self, standings: dict[str, tuple[int, int]]) -> None:
+        """Note the epoch and order number of servers as a conductor told them: nothing up to there is obeyed."""
+        with self.transaction() as sql:
+            sql.executemany(
+                "INSERT INTO servers (server, epoch, number) VALUES (?, ?, ?) ON CONFLICT (server) "
+                "DO UPDATE SET epoch = max(epoch, excluded.epoch), number = max(number, excluded.number)",
+                [(server, epoch, number) for server, (epoch, number) in standings.items()],
+            )
+
+    def suspend_grants(self) -> None:
+        """Let no grant count any more, as after a reboot: each server needs a new one to run here."""
+        with self.transaction() as sql:
+            sql.execute("UPDATE servers SET grant_boot = '' WHERE grant_boot IS NOT NULL")
+
     # Reports on their way
 
     def outbox(self, *, after: int, limit: int) -> list[OutboxRow]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import structlog
 
 from whimbrel.agent import console
+from whimbrel.agent.admission import Admission
 from whimbrel.agent.children import end_children
 from whimbrel.agent.directories import HostDirectories
 from whimbrel.agent.disks.cache import collect_parts
@@ -24,7 +25,7 @@ from whimbrel.agent.outbox import Relay
 from whimbrel.bus import queues
 from whimbrel.bus.port import Bus
 from whimbrel.domain.errors import BusError, SettingsError, Unavailable
-from whimbrel.migration.messages import Ask, Console, Order, ReadConsole
+from whimbrel.migration.messages import Ask, Console, Lease, Order, ReadConsole, Welcome
 from whimbrel.migration.ports import World
 from whimbrel.ops.settings import Agent, Settings
 
@@ -86,12 +87,14 @@ async def _serve(agent: Agent, bus: Bus, ledger: Ledger) -> None:
     relay = Relay(ledger, bus)
     parts = world(agent, ledger)
     executor = Executor(agent.host, ledger, parts, relay, agent.stall_timeout)
+    admission = Admission(agent, ledger)
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(relay.run())
-            group.create_task(Heart(agent, ledger, parts, bus).run())
+            heart = Heart(agent, ledger, parts, bus, admission)
             await executor.recover()
-            await bus.consume(queues.agent(agent.host), Inbox(agent, executor).take)
+            await bus.consume(queues.agent(agent.host), Inbox(agent, executor, admission, heart).take)
+            group.create_task(heart.run())
             log.info("agent started", boot=ledger.boot, ledger=ledger.id, hypervisor=agent.hypervisor)
     finally:
         await executor.close()
@@ -101,9 +104,11 @@ async def _serve(agent: Agent, bus: Bus, ledger: Ledger) -> None:
 class Inbox:
     """What the agent's queue brings, and what becomes of it."""
 
-    def __init__(self, agent: Agent, executor: Executor) -> None:
+    def __init__(self, agent: Agent, executor: Executor, admission: Admission, heart: Heart) -> None:
         self._agent = agent
         self._executor = executor
+        self._admission = admission
+        self._heart = heart
 
     async def take(self, message: object) -> Console | None:
         """Take one message; once this returns, it may be acknowledged. Only a console request has an answer."""
@@ -117,12 +122,27 @@ class Inbox:
                 structlog.contextvars.bind_contextvars(
                     server=order.server, migration=order.migration, step=order.step, request_id=order.request_id
                 )
-                await (self._executor.obey(order) if order is message else self._executor.ask(order))
+                if order is not message:
+                    await self._executor.ask(order)
+                elif self._admission.may_obey():
+                    await self._executor.obey(order)
+                else:  # it may be from before another host was given the server; what still counts is sent again
+                    log.info("an order came before this agent was admitted", number=order.number)
+                return None
+            case Welcome() | Lease() if message.host == self._agent.host:
+                await asyncio.to_thread(self._take_leave, message)
                 return None
             case ReadConsole():
                 where = self._agent.instances_dir
                 return Console(await asyncio.to_thread(console.read, where, message.server, message.lines))
         raise BusError(f"An agent does not take {type(message).__name__}.")
+
+    def _take_leave(self, message: Welcome | Lease) -> None:
+        if isinstance(message, Welcome):
+            self._admission.welcome(message)
+            self._heart.beat_soon()
+        else:
+            self._admission.renew(message)
 
     def _check_host(self, order: Order) -> None:
         if order.host != self._agent.host:

@@ -70,6 +70,10 @@ class Cloud:
         answer = self._send("POST", service, path, json=body)
         return _json(answer) if answer.content else None
 
+    def delete(self, service: str, path: str) -> None:
+        """Ask for something to go or to end; raises as `get` does."""
+        self._send("DELETE", service, path)
+
     @contextmanager
     def stream(self, service: str, path: str, silence: float) -> Iterator[Iterator[str]]:
         """Give the lines of an event stream as they come; Unavailable when it breaks or is silent too long (s)."""

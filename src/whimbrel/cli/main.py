@@ -34,8 +34,13 @@ class Entry:
 MOVING = (
     Entry("migrate", "migrate", "Move a server to another host."),
     Entry("migrate", "resize", "Give a server another flavor, on another host."),
+    Entry("migrate", "cancel", "Turn a migration back."),
     Entry("migrate", "confirm", "Keep a moved server where it is now."),
     Entry("migrate", "revert", "Take a moved server back to where it was."),
+)
+RECOVERING = (
+    Entry("recovery", "evacuate", "Make a server of a dead host anew, on another one."),
+    Entry("recovery", "fence", "Say that a silent host is off."),
 )
 LOOKING = (
     Entry("show", "show", "Show a migration step by step, and why."),
@@ -50,11 +55,18 @@ RUNNING = (
     Entry("roles", "scheduler", "Run the scheduler."),
     Entry("roles", "conductor", "Run the conductor."),
     Entry("roles", "agent", "Run the agent of this host."),
+    Entry("roles", "keeper", "Keep this host's lease, so that others may prove it is over."),
     Entry("roles", "db", "Look after the database."),
     Entry("bootstrap", "bootstrap", "Make the first users, projects and network."),
 )
 TRYING = (Entry("lab", "lab", "A cloud of several hosts on this machine.", more=(("demo", "demo"),)),)
-SECTIONS = {"Moving servers": MOVING, "Looking": LOOKING, "Running Whimbrel": RUNNING, "Trying it": TRYING}
+SECTIONS = {
+    "Moving servers": MOVING,
+    "When a host is down": RECOVERING,
+    "Looking": LOOKING,
+    "Running Whimbrel": RUNNING,
+    "Trying it": TRYING,
+}
 
 
 class Commands(click.Group):

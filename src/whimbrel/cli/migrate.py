@@ -1,4 +1,4 @@
-"""The commands that move a server: migrate and resize begin, confirm and revert end the undo window."""
+"""The commands that move a server: migrate and resize begin, cancel turns back, confirm and revert close the window."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def migrate(cloud: Cloud, server: str, host: str | None, staying: Staying, as_js
     """
     found = cloud.server(server)
     cloud.act(found["id"], {"migrate": {"host": host} if host else None})
-    return _begun(cloud, found, staying, as_json=as_json)
+    return begun(cloud, found, staying, as_json=as_json)
 
 
 @talks_to_cloud()
@@ -37,7 +37,7 @@ def resize(cloud: Cloud, server: str, flavor: str, staying: Staying, as_json: bo
     """Give SERVER another FLAVOR (each a name or an id); it moves as in `whimbrel migrate`."""
     found = cloud.server(server)
     cloud.act(found["id"], {"resize": {"flavorRef": cloud.flavor(flavor)["id"]}})
-    return _begun(cloud, found, staying, as_json=as_json)
+    return begun(cloud, found, staying, as_json=as_json)
 
 
 @talks_to_cloud()
@@ -56,7 +56,21 @@ def revert(cloud: Cloud, server: str, staying: Staying, as_json: bool) -> Exit:
     return _closed(cloud, server, Outcome.REVERTED, staying, as_json=as_json)
 
 
-def _begun(cloud: Cloud, server: dict[str, str], staying: Staying, *, as_json: bool) -> Exit:
+@talks_to_cloud()
+@click.argument("migration", metavar="MIGRATION|SERVER")
+@may_stay
+def cancel(cloud: Cloud, migration: str, staying: Staying, as_json: bool) -> Exit:
+    """Turn a migration back before the server is handed over: the guest is where it was, and nothing is left.
+
+    Name it by its number or its uuid, or name the server. A revert that is cancelled leaves the server where it is.
+    """
+    found = cloud.find_migration(migration)
+    cloud.delete("compute", f"/servers/{found.server_id}/migrations/{found.id}")
+    return _accepted(cloud, found, staying, Outcome.CANCELLED, as_json=as_json)
+
+
+def begun(cloud: Cloud, server: dict[str, str], staying: Staying, *, as_json: bool) -> Exit:
+    """Say that the server's newest migration was accepted, and stay with it if that is wanted."""
     migration = cloud.newest_migration(server["id"])
     if migration is None:
         raise Conflict(f"The migration of {server['name']} was accepted, but the API does not show it to this user.")
@@ -74,9 +88,12 @@ def _closed(cloud: Cloud, name: str, verdict: Outcome, staying: Staying, *, as_j
     return _accepted(cloud, migration, staying, verdict, as_json=as_json)
 
 
+_ASKED = {Outcome.CONFIRMED: "confirm", Outcome.REVERTED: "revert", Outcome.CANCELLED: "cancel"}
+
+
 def _accepted(cloud: Cloud, migration: Migration, staying: Staying, verdict: Outcome | None, *, as_json: bool) -> Exit:
     if not as_json:
-        what = {Outcome.CONFIRMED: "confirm of ", Outcome.REVERTED: "revert of "}.get(verdict, "") if verdict else ""
+        what = f"{_ASKED[verdict]} of " if verdict else ""
         click.echo(f"accepted: {what}migration {migration.id} of {migration.name}")
     if staying.wanted:
         return stay(cloud, migration, staying, as_json=as_json, wanted=verdict)

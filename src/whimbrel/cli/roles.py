@@ -39,6 +39,16 @@ agent = _role("agent")
 controller = _role("controller")
 
 
+@click.command()
+@_with_config
+def keeper(config: Path) -> None:
+    """Keep this host's lease: end its guests when it has run out, whatever the agent and the network do.
+
+    It reads the [agent] table. An agent with `lease = true` asks for leases only while a keeper is here.
+    """
+    roles.keep(settings.load(config))
+
+
 @click.group()
 def db() -> None:
     """Look after the database."""

@@ -15,7 +15,7 @@ from whimbrel.cli.options import Staying, talks_to_cloud, with_timeout
 from whimbrel.cli.output import moment, refusal_lines
 from whimbrel.cli.views import View, view_for
 from whimbrel.domain.errors import Unavailable
-from whimbrel.domain.migration import Outcome
+from whimbrel.domain.migration import Kind, Outcome
 from whimbrel.ops import clock
 
 SILENCE = 45.0
@@ -62,7 +62,7 @@ def conclude(migration: Migration, wanted: Outcome | None, *, as_json: bool) -> 
     for line in told:
         click.echo(line, err=migration.failed or migration.needs_fence)
     if not migration.open:
-        return Exit.FAILED if migration.failed else Exit.OK
+        return Exit.FAILED if migration.failed and migration.outcome != wanted else Exit.OK
     if migration.needs_fence:
         return Exit.NEEDS_FENCE
     return Exit.FAILED if wanted is not None else Exit.OK
@@ -81,13 +81,16 @@ def _told(migration: Migration) -> list[str]:
             refused = refusal_lines(migration.refusals) if not migration.targets else []
             reason = "No host could take it:" if refused else migration.reason or ""
             return [f"Migration {number} {ending}; {name} is{place} as it was. {reason}".rstrip(), *refused]
+        case str() if migration.kind == Kind.EVACUATION:
+            return [f"Evacuated: {name} is on {migration.target}, made anew from its image."]
         case str():
             return [f"Done: {migration.action or migration.kind} of {name}."]
     if migration.needs_fence:
         host = migration.fence or "a host"
         return [
             f"Migration {number} needs a proof: {host} is silent, and only it can say whether {name} runs.",
-            f"Bring {host} back (its network, its agent), and the migration goes on by itself.",
+            f"Bring {host} back (its network, its agent), and the migration goes on by itself;",
+            f"or, when you have seen that it is off, say so with `whimbrel fence {host}`.",
         ]
     lines = [migration.reason] if migration.reason else []
     lines.append(f"{name} is on {migration.target}, in VERIFY_RESIZE: its copy on {migration.source} is kept.")

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Row
 from whimbrel.conductor import endings, orders
 from whimbrel.domain.claim import resources_of
 from whimbrel.domain.errors import StepError
-from whimbrel.domain.migration import Kind, Mark, Verb, Verdict
+from whimbrel.domain.migration import Kind, Mark, Proof, Verb, Verdict
 from whimbrel.domain.server import PowerState
 from whimbrel.migration import protocols
 from whimbrel.migration.decide import Decision, Do, Finished, Owe, Pass, Undo, Wait, decide
@@ -25,7 +25,7 @@ from whimbrel.migration.messages import Changed, Order, SelectTargets
 from whimbrel.migration.ports import Case
 from whimbrel.migration.protocols import BooksStep, HostStep, Protocol
 from whimbrel.ops import clock, settings
-from whimbrel.store import debts, journal, migrations, outbox, servers_core
+from whimbrel.store import debts, fencing, journal, migrations, outbox, servers_core
 from whimbrel.store.books import StoreBooks
 
 _log = structlog.get_logger()
@@ -41,12 +41,15 @@ class Effects:
     outbox: list[tuple[int, str, object]] = field(default_factory=list)
     select: list[tuple[int, SelectTargets]] = field(default_factory=list)
     changed: list[Changed] = field(default_factory=list)
+    passing: list[tuple[str, object]] = field(default_factory=list)
+    """Messages to queues that may be lost: whoever misses one asks again."""
 
     def merge(self, other: Effects) -> None:
         """Add another transaction part's effects."""
         self.outbox += other.outbox
         self.select += other.select
         self.changed += other.changed
+        self.passing += other.passing
 
 
 @dataclass(frozen=True)
@@ -213,12 +216,31 @@ class Driver:
         """Leave the order out. At a fence a delete goes on all the same; otherwise the host is named and awaited."""
         migration = hand.migration
         fence = orders.host_for(migration, decision.step.where) if decision.fence else None
+        if fence is not None and self._stand_in(hand, decision.step, fence):
+            return True
         if fence is not None and migration.verdict == Verdict.DELETE and not self._is_last_segment(migration):
             return endings.next_segment(hand.tx, migration)
         if fence != migration.fence:
             hand.save(fence=fence)
             hand.tell("needs fence" if fence else "fence lifted", decision.step.name, fence)
         return False
+
+    def _stand_in(self, hand: Hand, step: protocols.Step, host: str) -> bool:
+        """Let a proof that the host cannot run the guest stand in for its word, if there is one that suffices."""
+        proof = fencing.of(hand.tx, host)
+        if proof is None or not proof.witness.suffices(step.proof):
+            return False
+        entry = hand.entries[step.name]
+        facts = {"proof": proof.witness, "because": proof.reason, "proved_at": proof.at}
+        forward = step.fence or (entry.mark is Mark.LOST and step.proof is Proof.ANY)
+        if forward:
+            values: dict[str, Any] = {"mark": Mark.DONE, "facts": facts, "reason": ""}
+        else:
+            values = {"mark": Mark.UNDONE, "undo_facts": {**facts, "released": False}}
+        hand.write(step.name, {**values, "ended_at": clock.now()})
+        hand.save(fence=None)
+        hand.tell("a proof stands in for the host's word", step.name, host, proof.reason)
+        return True
 
     def _owe(self, hand: Hand, entry: Entry, verb: Verb) -> None:
         row = journal.row_for(hand.tx, hand.key(entry.step))

@@ -16,6 +16,8 @@ from whimbrel.store import journal, migrations, servers_core
 
 _log = structlog.get_logger()
 
+CANCELLED = "It was cancelled on request."
+
 
 def finish(tx: Connection, migration: Row[Any], table: Protocol, *, done: bool, conf: settings.Conductor) -> bool:
     """End this attempt; return whether there is something to decide right away."""
@@ -24,9 +26,9 @@ def finish(tx: Connection, migration: Row[Any], table: Protocol, *, done: bool, 
     match table.name, done:
         case (("cold" | "resize"), True):
             return _open_window(tx, migration, conf.confirm_window)
-        case (("cold" | "resize" | "build"), False):
+        case (("cold" | "resize" | "build" | "evacuate"), False):
             return _next_attempt(tx, migration)
-        case "build", True:
+        case (("build" | "evacuate"), True):
             servers_core.set_values(tx, migration.server_id, launched_at=clock.now(), fault=None)
             return _close(tx, migration, Outcome.COMPLETED)
         case "confirm", _:
@@ -68,10 +70,13 @@ def no_host(tx: Connection, migration: Row[Any]) -> bool:
 
 def _next_attempt(tx: Connection, migration: Row[Any]) -> bool:
     """This target did not work out; everything is undone, so try the next one, or end."""
+    if migration.cancelled:
+        if migration.kind == Kind.BUILD:
+            fault = {"code": 500, "created": clock.now(), "message": CANCELLED}
+            servers_core.set_values(tx, migration.server_id, fault=fault)
+        return _close(tx, migration, Outcome.CANCELLED, CANCELLED)
     entries = _entries(tx, migration)
     reason = _reason(entries) or _late(entries)
-    if migration.cancelled:
-        return _close(tx, migration, Outcome.CANCELLED, reason)
     left = [row for row in migration.targets or [] if row["host"] not in migration.tried]
     if not left:
         return _fail(tx, migration, reason or "Every host that could take the server failed.")
@@ -101,6 +106,7 @@ def _open_window(tx: Connection, migration: Row[Any], confirm_window: int) -> bo
             "window_open": True,
             "window_closes_at": now + confirm_window if confirm_window else None,
             "finished_at": now,
+            "cancelled": migration.verdict is not None and migration.cancelled,
             "reason": _reason(_entries(tx, migration)) if down else None,
         },
     )
@@ -117,6 +123,8 @@ def _open_window(tx: Connection, migration: Row[Any], confirm_window: int) -> bo
 def _reopen_window(tx: Connection, migration: Row[Any]) -> bool:
     """A revert refused before it touched anything: the server runs on at the target, and the user may choose again."""
     reason = _reason(_entries(tx, migration)) or f"Host {migration.source} cannot be reached."
+    if migration.cancelled:
+        reason = "The revert was cancelled; the server runs on where it was moved to."
     migrations.save(
         tx,
         migration.id,
@@ -133,7 +141,11 @@ def _close(tx: Connection, migration: Row[Any], outcome: Outcome, reason: str | 
         migration.revision,
         {"open": False, "outcome": outcome, "reason": reason, "fence": None, "finished_at": clock.now()},
     )
-    servers_core.set_values(tx, migration.server_id)
+    values: dict[str, Any] = {}
+    if migration.kind == Kind.EVACUATION and outcome is not Outcome.COMPLETED and migration.was_running:
+        # It is its old host's again. What a target reported in between is not how it was there.
+        values["power_state"] = PowerState.RUNNING
+    servers_core.set_values(tx, migration.server_id, **values)
     _log.info(
         "migration ended",
         request_id=migration.segments[migration.segment]["request_id"],

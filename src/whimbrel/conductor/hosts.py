@@ -11,9 +11,9 @@ from whimbrel.conductor.drive import Effects
 from whimbrel.domain.migration import Kind
 from whimbrel.domain.server import PowerAction, PowerState
 from whimbrel.migration import protocols
-from whimbrel.migration.messages import Heartbeat
-from whimbrel.ops import clock, ids
-from whimbrel.store import migrations, servers_core
+from whimbrel.migration.messages import Heartbeat, Lease, Welcome
+from whimbrel.ops import clock, ids, settings
+from whimbrel.store import fencing, migrations, servers_core
 from whimbrel.store.tables import hosts, servers
 from whimbrel.store.tables import migrations as migrations_table
 
@@ -27,10 +27,10 @@ MEASURED = (
 """What a heartbeat says of the host itself; the columns have the same names."""
 
 
-def hear(tx: Connection, beat: Heartbeat, *, start_guests_after_boot: bool) -> Effects:
-    """Write a heartbeat down; after a reboot, start what ran before, under a new order."""
+def hear(tx: Connection, beat: Heartbeat, conf: settings.Conductor) -> Effects:
+    """Write a heartbeat down and answer what it asks; after a reboot, start what ran before, under a new order."""
     known = tx.execute(select(hosts).where(hosts.c.name == beat.host)).one_or_none()
-    values = {name: getattr(beat, name) for name in MEASURED} | {"heard_at": clock.now()}
+    values: dict[str, Any] = {name: getattr(beat, name) for name in MEASURED} | {"heard_at": clock.now()}
     if known is None:
         tx.execute(
             hosts.insert().values(
@@ -42,14 +42,17 @@ def hear(tx: Connection, beat: Heartbeat, *, start_guests_after_boot: bool) -> E
             )
         )
         _log.info("host enrolled", on=beat.host, address=beat.address)
-        return Effects()
+        return _answer(tx, beat, conf)
     if known.ledger != beat.ledger and _has_servers(tx, beat.host):
         # Its promises are lost, so nothing is sent there until somebody has looked.
         reason = "The agent's ledger is a new one; check the guests on this host, then enable it."
         values |= {"enabled": False, "disabled_reason": reason}
         _log.error("host has lost its ledger", on=beat.host)
+    if known.fenced_at is not None:
+        _log.warning("a host that was proved to be off speaks", on=beat.host, boot=beat.boot, proved=known.fenced_boot)
+        fencing.withdraw(tx, beat.host)
     tx.execute(update(hosts).where(hosts.c.name == beat.host).values(**values))
-    effects = Effects()
+    effects = _answer(tx, beat, conf)
     rows = _servers_at(tx, beat.host)
     reported = {guest.server: guest for guest in beat.guests}
     for row in rows:
@@ -62,10 +65,22 @@ def hear(tx: Connection, beat: Heartbeat, *, start_guests_after_boot: bool) -> E
         if state == PowerState.UNKNOWN or state == row.power_state:
             continue
         ran = guest is not None and guest.interrupted and row.power_state == PowerState.RUNNING
-        if ran and start_guests_after_boot and not row.in_window:
+        if ran and conf.start_guests_after_boot and not row.in_window:
             effects.merge(_start_again(tx, row))
         else:
             servers_core.set_values(tx, row.id, power_state=state)
+    return effects
+
+
+def _answer(tx: Connection, beat: Heartbeat, conf: settings.Conductor) -> Effects:
+    """Admit an agent that asks, and renew a lease; both are known to the database before they are sent."""
+    effects = Effects()
+    queue = f"agent.{beat.host}"
+    if not beat.admitted:
+        effects.passing.append((queue, Welcome(beat.host, beat.admission, fencing.standings(tx, beat.host))))
+    elif beat.lease_asked is not None:
+        tx.execute(update(hosts).where(hosts.c.name == beat.host).values(lease_number=hosts.c.lease_number + 1))
+        effects.passing.append((queue, Lease(beat.host, beat.lease_asked, conf.lease_seconds)))
     return effects
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, select
 
-from whimbrel.domain.migration import Verb, Where
+from whimbrel.domain.migration import Kind, Verb, Where
 from whimbrel.domain.server import PowerAction
 from whimbrel.migration.messages import Order, Place, Work
 from whimbrel.migration.protocols import HostStep, Protocol
@@ -71,10 +72,16 @@ def build(
         epoch=server.epoch,
         number=server.order_number,
         limit=step.limit.of(grace),
-        work=_work(tx, migration, server, grace, ticket_url),
+        work=replace(_work(tx, migration, server, grace, ticket_url), was_running=_is_to_run(migration, step)),
         results=journal.results(tx, migration.id, migration.attempt),
         request_id=migration.segments[migration.segment]["request_id"],
     )
+
+
+def _is_to_run(migration: Row[Any], step: HostStep) -> bool:
+    """Return whether the guest is to run: as it did before, unless it was asked to stay stopped at the target."""
+    stays_stopped = migration.kind == Kind.EVACUATION and migration.action == PowerAction.STOP
+    return bool(migration.was_running and not (stays_stopped and step.where is Where.TARGET))
 
 
 def _work(tx: Connection, migration: Row[Any], server: Row[Any], grace: int, ticket_url: TicketUrl) -> Work:

@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 from whimbrel.bus.port import Bus
 from whimbrel.conductor import hosts, reports, timers
 from whimbrel.conductor.drive import Driver, Effects
+from whimbrel.conductor.fencing import Fencer
 from whimbrel.domain.errors import BusError, Unavailable
 from whimbrel.migration.messages import Heartbeat, SelectTargets, StepReport, Targets, Wake
 from whimbrel.ops import clock, settings
@@ -34,12 +35,13 @@ CHOOSING = 64
 class Conductor:
     """Consumes the conductor's queue and the heartbeats, keeps the timers, publishes what transactions leave."""
 
-    def __init__(self, conf: settings.Conductor, store: Store, bus: Bus, ticket_url: Callable[[str], str]) -> None:
-        self._conf = conf
+    def __init__(self, conf: settings.Settings, store: Store, bus: Bus, ticket_url: Callable[[str], str]) -> None:
+        self._conf = conf.conductor
         self._store = store
         self._bus = bus
         self._relay = Relay(store, bus.cast)
-        self._driver = Driver(conf, ticket_url)
+        self._driver = Driver(self._conf, ticket_url)
+        self._fencer = Fencer(conf.fencing, self._conf, store)
         self._choosing = asyncio.Semaphore(CHOOSING)
         self._tasks: set[asyncio.Task[None]] = set()
         self._listening_since = clock.now()
@@ -52,12 +54,14 @@ class Conductor:
         await self._bus.consume("conductor", self._on_message, prefetch=64)
         _log.info("conductor ready")
         relay = asyncio.create_task(self._relay.run())
+        fencing = asyncio.create_task(self._fence())
         try:
             while True:
                 await asyncio.sleep(TICK)
                 await self._survive(self._tick)
         finally:
             relay.cancel()
+            fencing.cancel()
             for task in self._tasks:
                 task.cancel()
             await self._relay.close()
@@ -74,8 +78,7 @@ class Conductor:
 
     async def _on_heartbeat(self, message: object) -> None:
         if isinstance(message, Heartbeat):
-            start = self._conf.start_guests_after_boot
-            await self._publish(await self._write(hosts.hear, message, start_guests_after_boot=start))
+            await self._publish(await self._write(hosts.hear, message, self._conf))
 
     async def _tick(self) -> None:
         if not self._bus.healthy():
@@ -92,6 +95,15 @@ class Conductor:
             await self._write(timers.note_asked, [key for key, _ in due.asks])
         for _, ask in due.asks:
             await self._bus.cast(f"agent.{ask.order.host}", ask)
+
+    async def _fence(self) -> None:
+        """Look for proofs for ever, beside the timers: a fence device may take its time."""
+        while True:
+            await asyncio.sleep(TICK)
+            await self._survive(self._look_for_proofs)
+
+    async def _look_for_proofs(self) -> None:
+        await self._relay.send_now(await self._fencer.look())
 
     async def _apart(self, function: Callable[..., Effects], *args: object) -> None:
         """Run one transaction and publish what it leaves."""
@@ -118,8 +130,17 @@ class Conductor:
             task.add_done_callback(self._tasks.discard)
         if effects.outbox:
             await self._relay.send_now(effects.outbox)
+        for queue, message in effects.passing:
+            await self._pass(queue, message)
         for change in effects.changed:
             await self._bus.emit("changed", change)
+
+    async def _pass(self, queue: str, message: object) -> None:
+        """Send what may be lost."""
+        try:
+            await self._bus.cast(queue, message)
+        except BusError as error:
+            _log.info("a message was lost", queue=queue, type=type(message).__name__, reason=str(error))
 
     async def _choose(self, migration_id: int, question: SelectTargets) -> None:
         """Ask a scheduler; when none answers, the timer asks again."""

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 
 class Kind(enum.StrEnum):
-    """Why there is a migration record. MIGRATION and RESIZE are what OpenStack lists as migrations."""
+    """Why there is a migration record. MIGRATION, RESIZE and EVACUATION are what OpenStack lists as migrations."""
 
     BUILD = "build"
     DELETE = "delete"
     POWER = "power"
     MIGRATION = "migration"
     RESIZE = "resize"
+    EVACUATION = "evacuation"
 
 
 class Where(enum.StrEnum):
@@ -90,6 +91,29 @@ class Outcome(enum.StrEnum):
     ERROR = "error"
     """It did not happen; the guest is where and as it was."""
     CANCELLED = "cancelled"
+
+
+class Proof(enum.IntEnum):
+    """What may stand in for the word of a silent host: that it cannot run the guest any more."""
+
+    NONE = 0
+    """Nothing: what is wanted is on that host."""
+    GIVEN = 1
+    """An administrator's, because with it goes what the guest may have written there."""
+    ANY = 2
+    """An administrator's, a fence agent's, or a lease that has run out."""
+
+
+class Witness(enum.StrEnum):
+    """Who has proved that a host cannot run guests."""
+
+    ADMINISTRATOR = "administrator"
+    FENCE_AGENT = "fence agent"
+    LEASE = "lease"
+
+    def suffices(self, needed: Proof) -> bool:
+        """Return whether this one's word may stand in where that proof is needed."""
+        return needed is Proof.ANY or (needed is Proof.GIVEN and self is Witness.ADMINISTRATOR)
 
 
 @dataclass(frozen=True)

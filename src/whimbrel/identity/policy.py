@@ -76,7 +76,7 @@ def _compute() -> dict[str, str]:
         **_each(nova, READER, "os-instance-actions:list os-instance-actions:show"),
         **_each(nova, ADMIN, "os-instance-actions:events:details"),
         **_each(nova, MEMBER, "os-console-output os-lock-server:lock os-lock-server:unlock"),
-        **_each(nova, ADMIN, "os-admin-actions:reset_state os-extended-server-attributes"),
+        **_each(nova, ADMIN, "os-evacuate os-admin-actions:reset_state os-extended-server-attributes"),
         **_each(nova, ADMIN, "os-services:list os-services:update os-services:delete"),
         **_each(nova, ADMIN, "os-hypervisors:list os-hypervisors:list-detail os-hypervisors:show"),
         **_each(nova, ADMIN, "os-hypervisors:statistics os-hypervisors:search os-hypervisors:servers"),
@@ -107,7 +107,7 @@ def _others() -> dict[str, str]:
         **_each("image", ADMIN, "publicize_image"),
         **_each("network", READER, "get_network get_subnet get_port"),
         **_each("whimbrel", MANAGER, "migrations"),
-        **_each("whimbrel", ADMIN, "migrations:all_projects migrations:fence hosts"),
+        **_each("whimbrel", ADMIN, "migrations:all_projects hosts hosts:fence"),
     }
 
 

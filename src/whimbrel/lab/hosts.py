@@ -150,6 +150,7 @@ class Host:
             "sshd": ["/usr/sbin/sshd", "-D", "-e", "-f", f"{self.dir}/ssh/sshd_config"],
             "libvirtd": ["/usr/sbin/libvirtd"],
             "agent": [sys.executable, "-m", "whimbrel", "agent", "--config", f"{self.dir}/agent.toml"],
+            "keeper": [sys.executable, "-m", "whimbrel", "keeper", "--config", f"{self.dir}/agent.toml"],
         }
         init = self.up()
         running = self.find(role)

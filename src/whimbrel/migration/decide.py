@@ -70,18 +70,29 @@ Decision = Do | Undo | Wait | Owe | Pass | Finished
 
 def decide(protocol: Protocol, journal: Journal, *, cancelled: bool = False) -> Decision:
     """Return the next thing to do for this attempt."""
-    turning = cancelled or any(entry.mark in TURNING for entry in journal.values())
+    turning = cancelled or _has_turned(protocol, journal)
     if turning and not _beyond_return(protocol, journal, cancelled):
         return _backward(protocol, journal)
     return _forward(protocol, journal)
+
+
+def _has_turned(protocol: Protocol, journal: Journal) -> bool:
+    """Return whether a row sends the attempt backward; the silence of a host that is being fenced does not."""
+    return any(
+        entry.mark in TURNING and not (entry.mark is Mark.LOST and protocol.step(entry.step).fence)
+        for entry in journal.values()
+    )
 
 
 def _beyond_return(protocol: Protocol, journal: Journal, cancelled: bool) -> bool:
     """Return whether the attempt may only go forward: a no-return row was begun, or a cancel came too late."""
     if any(step.no_return and step.name in journal for step in protocol.steps):
         return True
-    failed = any(entry.mark in TURNING for entry in journal.values())
-    return cancelled and not failed and "hand_over" in journal
+    return (
+        cancelled
+        and not _has_turned(protocol, journal)
+        and any(step.turns and step.name in journal for step in protocol.steps)
+    )
 
 
 def _forward(protocol: Protocol, journal: Journal) -> Decision:
@@ -125,14 +136,16 @@ def _undo(step: Step, entry: Entry) -> Decision | None:
             return Wait(step)
         case Mark.UNDONE if not ran:
             return None
+        case Mark.UNDO_LOST if step.fence:
+            return None
         case Mark.LOST if step.word:
             return Wait(step, fence=True)
         case Mark.UNDO_LOST:
             return Wait(step, fence=True) if step.word else Owe(step, undo=True)
-        case Mark.LOST if step.undo is not None:
+        case Mark.LOST if step.undo is not None and not step.fence:
             return Owe(step, undo=True)
         case Mark.UNDO_FAILED if entry.undo_tries >= TRIES:
-            return Pass(step, undo=True) if step.word else Owe(step, undo=True)
+            return Pass(step, undo=True) if step.word or step.fence else Owe(step, undo=True)
         case Mark.FAILED | Mark.UNDONE if ran:
             # It ran at the target, so the source's copy is the older one: never back by itself.
             return Do(step) if entry.tries < TRIES else Pass(step, undo=False)

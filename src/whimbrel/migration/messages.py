@@ -61,6 +61,11 @@ class Order:
     results: dict[str, Facts] = field(default_factory=dict)
     request_id: str = ""
 
+    @property
+    def from_image(self) -> bool:
+        """Whether the disks are made anew from the image, because there is no copy to take over."""
+        return self.protocol in ("build", "evacuate")
+
 
 @dataclass(frozen=True)
 class Ask:
@@ -94,7 +99,8 @@ class StepReport:
 class GuestReport:
     """One line of a heartbeat: a server's state on this host, as of the newest order that the host has seen.
 
-    `interrupted`: it was allowed to run in an earlier boot of this host, and not yet in this one.
+    `interrupted`: it ran by this host's right, and not by its user's wish it does not run: the host has lost its
+    power or its lease since, or was told to stand aside for an evacuation that did not come about.
     """
 
     server: str
@@ -129,6 +135,35 @@ class Heartbeat:
     free_disk_gb: int
     uptime: str
     guests: tuple[GuestReport, ...] = ()
+    admission: str = ""
+    """Names the time since this agent last asked to be admitted."""
+    admitted: bool = True
+    """Whether it was: before that it takes no order."""
+    lease_asked: float | None = None
+    """CLOCK_BOOTTIME of the host when this was sent, if it asks for its lease to be renewed; seconds."""
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """Conductor to an agent that has started, or has lost its lease: the epoch and order number of each server now.
+
+    Nothing up to there is obeyed any more: an order that waited for the host may be from before another was given the
+    server, and one that still counts is sent again. `admission` is that of the heartbeat that asked, so an old Welcome
+    admits nobody.
+    """
+
+    host: str
+    admission: str
+    servers: dict[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Conductor to agent: the host may run guests until `seconds` after `asked`, which is its own CLOCK_BOOTTIME."""
+
+    host: str
+    asked: float
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -205,6 +240,7 @@ class Console:
 
 
 MESSAGES = (
-    Order, Ask, StepReport, Heartbeat, Progress, Changed, Wake, SelectTargets, Targets, ReadConsole, Console,
+    Order, Ask, StepReport, Heartbeat, Welcome, Lease, Progress, Changed, Wake, SelectTargets, Targets, ReadConsole,
+    Console,
 )  # fmt: skip
 """All that may cross the bus."""

@@ -4,13 +4,17 @@ Read a row as: who does it, how it is done, how it is undone, how one finds out 
 long it may take. Rows are done from top to bottom and undone from bottom to top. After a crash a row that was
 being done is asked about, not done again.
 
-Four words after the limit say what a row is special in:
+Words after the limit say what a row is special in:
 
 * `word`: its undo must be answered by the host itself, because only that host can run the guest or say that it
   does not. Any other undo that finds its host silent becomes a debt of that host.
+* `proof`: what may stand in for that word when the host is silent.
+* `fence`: its silence turns nothing back: the host's word is awaited, or the proof. Its undo is never owed, because
+  a host that comes back is told by then who runs the server.
 * `raises`: its undo lets another host run the server, so it is ordered at a new epoch.
 * `owed`: doing it may become a debt of a silent host: nobody waits for it.
 * `no_return`: once it was begun, the protocol only goes forward.
+* `turns`: the server changes hosts here, so a cancel comes too late from here on.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from whimbrel.domain.migration import Answer, Where
+from whimbrel.domain.migration import Answer, Proof, Where
 from whimbrel.migration.messages import Facts, Order
 from whimbrel.migration.ports import Books, Case, Control, World
 from whimbrel.migration.steps import channel, claim, disks, guest, handover, retire
@@ -59,6 +63,9 @@ class HostStep:
     raises: bool = False
     owed: bool = False
     no_return: bool = False
+    turns: bool = False
+    proof: Proof = Proof.NONE
+    fence: bool = False
     why: str = ""
 
 
@@ -70,11 +77,14 @@ class BooksStep:
     do: BooksAction
     undo: BooksAction | None
     no_return: bool = False
+    turns: bool = False
     why: str = ""
     where: Where = Where.CONDUCTOR
     word: bool = False
     raises: bool = False
     owed: bool = False
+    proof: Proof = Proof.NONE
+    fence: bool = False
 
 
 Step = HostStep | BooksStep
@@ -130,10 +140,10 @@ VERIFY_DISKS = HostStep("verify_disks", T, disks.verify, NOTHING, disks.are_veri
     why="The target reads its disk back and compares digests: a copy counts when it was seen to be whole.")
 DEFINE_GUEST = HostStep("define_guest", T, guest.define, guest.undefine, guest.is_defined, limit(30 * SECOND),
     why="The same machine: what differs from the source's definition is declared and recorded.")
-HAND_OVER = BooksStep("hand_over", handover.commit, handover.take_back,
+HAND_OVER = BooksStep("hand_over", handover.commit, handover.take_back, turns=True,
     why="The runner changes in one transaction, at a new epoch; every older order is powerless from here.")
 START_GUEST = HostStep("start_guest", T, guest.start, guest.revoke, guest.is_running, limit(60 * SECOND),
-    word=True, raises=True,
+    word=True, raises=True, proof=Proof.GIVEN,
     why="Made paused, recorded as released, then let run: whether it ever ran here can always be asked.")
 RESIZE_DISKS = HostStep("resize_disks", T, disks.resize, NOTHING, disks.are_resized, limit(60 * SECOND),
     why="The verified copy grows to the new flavor; the source's copy keeps its size for a revert.")
@@ -158,10 +168,10 @@ CONFIRM = Protocol("confirm", 1, (
 REVERT = Protocol("revert", 1, (
     HostStep("check_source", S, guest.check_source, NOTHING, guest.source_is_there, limit(20 * SECOND),
         why="When the source cannot be reached, the revert refuses here and the target runs on."),
-    HostStep("stop_target", T, guest.stop_target, guest.restart_target, guest.is_stopped, limit(60 * SECOND),
-        word=True, raises=True,
+    HostStep("stop_target", T, guest.stop_target, guest.restart, guest.is_stopped, limit(60 * SECOND),
+        word=True, raises=True, proof=Proof.ANY,
         why="The target promises not to run the guest again before the source may."),
-    BooksStep("take_back", handover.take_back, NOTHING, no_return=True,
+    BooksStep("take_back", handover.take_back, NOTHING, no_return=True, turns=True,
         why="The runner changes back in one transaction, at a new epoch."),
     HostStep("start_source", S, guest.unseal, NOTHING, guest.is_unsealed, limit(60 * SECOND), word=True,
         why="The sealed copy gets its name back and runs, if it ran before."),
@@ -174,6 +184,19 @@ REVERT = Protocol("revert", 1, (
 BUILD = Protocol("build", 1, (
     CLAIM, PREPARE, DEFINE_GUEST, HAND_OVER, START_GUEST,
 ))
+
+EVACUATE = Protocol("evacuate", 1, (
+    CLAIM, PREPARE,
+    HostStep("fence_source", S, guest.fence, guest.restart, guest.is_fenced, limit(30 * SECOND),
+        raises=True, proof=Proof.ANY, fence=True,
+        why="The old host says that it does not run the guest any more, or a proof says so in its place."),
+    DEFINE_GUEST, HAND_OVER, START_GUEST,
+    HostStep("remove_stale", S, retire.everything, NOTHING, retire.everything_is_gone, limit(60 * SECOND),
+        owed=True, no_return=True,
+        why="The old copy goes only once the server runs elsewhere; a host that is away owes it."),
+    BooksStep("settle_claims", claim.settle_target, NOTHING,
+        why="The new claim becomes the server's; the old host's room is free when its files are."),
+))  # without shared storage the disks are made anew from the image: what was on the old host's is not there
 
 DELETE = Protocol("delete", 1, (
     HostStep("remove_guest", T, retire.everything, NOTHING, retire.everything_is_gone, limit(60 * SECOND),
@@ -192,7 +215,7 @@ POWER = Protocol("power", 1, (
 ))
 # fmt: on
 
-PROTOCOLS = {table.name: table for table in (COLD, RESIZE, CONFIRM, REVERT, BUILD, DELETE, POWER)}
+PROTOCOLS = {table.name: table for table in (COLD, RESIZE, CONFIRM, REVERT, BUILD, EVACUATE, DELETE, POWER)}
 
 
 def protocol(name: str, version: int) -> Protocol:

@@ -16,6 +16,11 @@ def monotonic() -> float:
     return time.monotonic()
 
 
+def boottime() -> float:
+    """Return seconds since this machine's boot, also those that it slept (CLOCK_BOOTTIME)."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 def iso(seconds: float, *, zone: str = "Z") -> str:
     """Format epoch seconds as the OpenStack APIs do, `YYYY-MM-DDTHH:MM:SSZ`; `zone` replaces the suffix."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S") + zone

@@ -65,6 +65,7 @@ class Scheduler(msgspec.Struct, forbid_unknown_fields=True):
 class Conductor(msgspec.Struct, forbid_unknown_fields=True):
     """Bounds of the decisions. `confirm_window` 0 means that only a user closes the undo window.
 
+    `lease_seconds` is how long a host with `lease = true` may run guests after it asked for its newest lease.
     `image_url` is where hosts fetch base images that they lack (with a ticket that each order carries).
     No host may be silent for longer than `patience`, in seconds, whatever its step's limit is.
     """
@@ -79,6 +80,7 @@ class Conductor(msgspec.Struct, forbid_unknown_fields=True):
     patience: float = 60.0
     same_host_resize: bool = False
     start_guests_after_boot: bool = True
+    lease_seconds: float = 60.0
 
 
 class Agent(msgspec.Struct, forbid_unknown_fields=True):
@@ -111,6 +113,28 @@ class Agent(msgspec.Struct, forbid_unknown_fields=True):
     cpu_ratio: float = 16.0
     ram_ratio: float = 1.0
     disk_ratio: float = 1.0
+    lease: bool = False
+    """Ask for a lease, which `whimbrel keeper` on this host enforces: without a valid one no guest runs here."""
+
+
+class FenceDevice(msgspec.Struct, forbid_unknown_fields=True):
+    """How one host's power is asked after and cut: a program with the interface of the `fence-agents` package.
+
+    `options` are given to it on standard input, as `key=value` lines; one whose value starts with `@` is read from
+    the file that follows.
+    """
+
+    agent: str
+    options: dict[str, str] = {}
+
+
+class Fencing(msgspec.Struct, forbid_unknown_fields=True):
+    """Fence devices by host. `power_off` lets an evacuation cut the power; otherwise they are only asked."""
+
+    hosts: dict[str, FenceDevice] = {}
+    power_off: bool = True
+    timeout: float = 60.0
+    ask_again_after: float = 20.0
 
 
 class Settings(msgspec.Struct, forbid_unknown_fields=True):
@@ -123,6 +147,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     identity: Identity = msgspec.field(default_factory=Identity)
     scheduler: Scheduler = msgspec.field(default_factory=Scheduler)
     conductor: Conductor = msgspec.field(default_factory=Conductor)
+    fencing: Fencing = msgspec.field(default_factory=Fencing)
     agent: Agent | None = None
 
 

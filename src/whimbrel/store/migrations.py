@@ -14,7 +14,7 @@ from whimbrel.migration import protocols
 from whimbrel.migration.messages import Wake
 from whimbrel.migration.protocols import Protocol
 from whimbrel.ops import clock, ids
-from whimbrel.store import outbox
+from whimbrel.store import journal, outbox
 from whimbrel.store.tables import migrations, servers
 
 CONDUCTOR_QUEUE = "conductor"
@@ -45,16 +45,20 @@ def begin(
     new_flavor: dict[str, Any] | None = None,
     forced_host: str | None = None,
     action: PowerAction | None = None,
+    was_running: bool | None = None,
 ) -> Begun:
     """Open a migration of this server; raise NotFound, or Conflict when another one is open.
 
-    `new_flavor` is the snapshot that the server will keep of the flavor that it is resized to.
+    `new_flavor` is the snapshot that the server will keep of the flavor that it is resized to; `was_running` says
+    whether the guest is to run afterwards, as it does now if that is not said.
     """
     server = _server(tx, server_id)
     running = open_of(tx, server_id)
     if running is not None:
         raise Conflict(f"Server {server_id} has an open {running.kind} (migration {running.id}); wait until it ends.")
-    moves = kind in (Kind.MIGRATION, Kind.RESIZE)
+    moves = kind in (Kind.MIGRATION, Kind.RESIZE, Kind.EVACUATION)
+    if was_running is None:
+        was_running = kind is Kind.BUILD or server.power_state == PowerState.RUNNING
     now = clock.now()
     result = tx.execute(
         migrations.insert().values(
@@ -71,7 +75,7 @@ def begin(
             forced_host=forced_host,
             old_flavor=server.flavor,
             new_flavor=server.flavor if new_flavor is None else new_flavor,
-            was_running=kind is Kind.BUILD or server.power_state == PowerState.RUNNING,
+            was_running=was_running,
             created_at=now,
             updated_at=now,
         )
@@ -121,6 +125,37 @@ def request_delete(tx: Connection, server_id: str, *, request_id: str, user_id: 
         )
     )
     return _woken(tx, row.id, len(row.segments))
+
+
+def request_cancel(tx: Connection, migration_id: int) -> Begun:
+    """Turn an open migration back; asking twice is accepted. Invalid, with the remedy, where it only goes forward."""
+    row = load(tx, migration_id)
+    if row is None or not row.open:
+        raise Invalid(f"Migration {migration_id} has ended, so there is nothing to cancel.")
+    if row.cancelled and row.verdict != Verdict.DELETE:
+        return Begun(row.id, row.segment)
+    why_not = _beyond_cancel(tx, row)
+    if why_not:
+        raise Invalid(f"Migration {migration_id} cannot be cancelled any more: {why_not}")
+    save(tx, row.id, row.revision, {"cancelled": True})
+    return _woken(tx, row.id, row.segment)
+
+
+def _beyond_cancel(tx: Connection, row: Row[Any]) -> str:
+    """Say why this migration only goes forward; nothing if it can still turn."""
+    table = protocols.protocol(row.segments[row.segment]["protocol"], row.segments[row.segment]["version"])
+    if row.verdict == Verdict.DELETE or row.kind == Kind.DELETE:
+        return "its server is being deleted."
+    if row.window_open and row.verdict is None:
+        return f"server {row.server_id} runs at {row.target}. Revert it to go back."
+    if row.window_open or table.name == "confirm":
+        return f"it is being closed by a {row.verdict}."
+    turn = next((step.name for step in table.steps if step.turns), None)
+    if turn is None:
+        return f"a {table.name} has no hand-over to be cancelled before; wait until it ends."
+    if journal.row_for(tx, (row.id, row.segment, row.attempt, turn)) is not None:
+        return f"server {row.server_id} was handed over. When it has ended, it can be moved back."
+    return ""
 
 
 def windows_run_out(tx: Connection, now: float) -> list[str]:

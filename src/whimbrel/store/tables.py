@@ -166,7 +166,14 @@ hosts = Table(
     Column("heard_at", Float, nullable=False),
     Column("created_at", Float, nullable=False),
     Column("claims_revision", Integer, nullable=False, default=0),
+    Column("fenced_boot", String(64)),
+    Column("fenced_at", Float),
+    Column("fenced_by", String(16)),
+    Column("fence_reason", Text),
+    Column("lease_number", Integer, nullable=False, default=0),
 )
+"""`fenced_*`: that this boot cannot run guests, when that was proved, by which kind of witness, and in its words.
+`lease_number` grows with each renewal, so that a conductor sees by its own clock how long there was none."""
 
 claims = Table(
     "claims",

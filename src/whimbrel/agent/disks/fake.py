@@ -111,7 +111,7 @@ class FakeDisks:
         with in_words("prepare", incoming):
             incoming.mkdir(mode=0o700, parents=True)
             for disk in order.work.guest.disks:
-                if order.protocol == "build" or disk.role is DiskRole.SWAP:
+                if order.from_image or disk.role is DiskRole.SWAP:
                     write_durably(incoming / disk.name, _header(disk))
             disks = [asdict(disk) for disk in order.work.guest.disks]
             made_by = {"server": order.server, "attempt": order.attempt, "host": self._host}

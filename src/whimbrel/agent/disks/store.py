@@ -59,7 +59,7 @@ class HostDisks:
         with in_words("prepare", incoming):
             incoming.mkdir(mode=0o700, parents=True)
             image = self._link_base(order, incoming, control)
-            building = order.protocol == "build"
+            building = order.from_image
             carried = set() if building else {disk.name for disk in order.work.old.disks if _is_carried(disk)}
             for disk in order.work.guest.disks:
                 if disk.name not in carried:
@@ -163,7 +163,7 @@ class HostDisks:
     def _link_base(self, order: Order, incoming: Path, control: Control) -> Image | None:
         """Put the base image, if the root disk needs one, into the incoming directory."""
         image, root = order.work.image, order.work.guest.disks[0]
-        needed = root.base is not None or (order.protocol == "build" and image is not None)
+        needed = root.base is not None or (order.from_image and image is not None)
         if not needed:
             return None
         if image is None or root.base not in (None, image.sha256):

@@ -60,7 +60,7 @@ class FakeGuests:
             "macs": [nic.mac for nic in guest.nics],
             "user_data": guest.user_data,
         }
-        if order.protocol in ("build", "power"):
+        if order.from_image or order.protocol == "power":
             return json.dumps(definition), []
         carried = order.results.get("stop_guest", {}).get("definition")
         if carried is None:

@@ -75,7 +75,7 @@ class LibvirtGuests:
             self._require_bridge()
         host = xml.Host(self._settings, self._directories.live(order.server), is_direct)
         carried = order.results.get("stop_guest", {}).get("definition")
-        if order.protocol in ("build", "power"):
+        if order.from_image or order.protocol == "power":
             return xml.new_definition(work.guest, work.image, host), []
         if carried is None:
             raise StepError(f"No definition of server {order.server} came from its source.")

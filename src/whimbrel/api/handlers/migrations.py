@@ -13,7 +13,8 @@ from whimbrel.api.views import links
 from whimbrel.api.views import migrations as view
 from whimbrel.api.views.state import migration_status
 from whimbrel.domain.errors import Forbidden, Invalid, NotFound
-from whimbrel.store import hosts_view, moves
+from whimbrel.store import actions, hosts_view, migrations, moves
+from whimbrel.store.migrations import Begun
 from whimbrel.store.moves import MOVES, Move, Search
 
 BATCH = 1000
@@ -104,6 +105,27 @@ async def of_server(call: Call) -> Reply:
     """List the live migrations in progress of a server: cold ones have no place in this list."""
     await call.services.store.read(finding.server, call)
     return Reply(body={"migrations": []})
+
+
+async def cancel(call: Call) -> Reply:
+    """Turn a migration of this server back, of whatever kind, as long as the server was not handed over."""
+    wanted = call.params["migration_id"]
+
+    def turn(tx: Connection) -> Begun:
+        row = finding.unlocked(tx, call).server
+        number = moves.number_of(tx, wanted)
+        move = migrations.load(tx, number) if number is not None else None
+        if move is None or move.server_id != row.id:
+            raise NotFound(f"Migration {wanted} for server {row.id} could not be found.")
+        begun = migrations.request_cancel(tx, move.id)
+        if begun.outbox:
+            who = finding.asked(call)
+            actions.record(tx, row.id, "cancelMigration", who, migration_id=move.id, segment=begun.segment)
+        return begun
+
+    begun: Begun = await call.services.store.write(turn)
+    await call.services.publish(begun.outbox)
+    return Reply(202)
 
 
 async def show_of_server(call: Call) -> Reply:

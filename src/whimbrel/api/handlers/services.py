@@ -8,12 +8,14 @@ from typing import Any
 from sqlalchemy import Connection
 
 from whimbrel.api.call import Call, Reply
-from whimbrel.api.handlers import finding
+from whimbrel.api.handlers import finding, recovery
 from whimbrel.api.handlers.server_create import is_true
 from whimbrel.api.views import hosts as view
 from whimbrel.domain.errors import Invalid, NotFound
 from whimbrel.store import hosts_view
 from whimbrel.store.hosts_view import HostView
+
+Outbox = list[tuple[int, str, object]]
 
 UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
@@ -48,12 +50,13 @@ async def update(call: Call) -> Reply:
     if "forced_down" in given:
         values["forced_down"] = is_true(given["forced_down"])
 
-    def change(tx: Connection) -> HostView:
+    def change(tx: Connection) -> tuple[HostView, Outbox]:
         host = _find(tx, call)
         hosts_view.change(tx, host.row.number, **values)
-        return _find(tx, call)
+        return _find(tx, call), _declared(tx, call, host.row.name, values)
 
-    host = await call.services.store.write(change)
+    host, outbox = await call.services.store.write(change)
+    await call.services.publish(outbox)
     return Reply(body={"service": _service(call, host)})
 
 
@@ -81,14 +84,22 @@ async def update_by_name(call: Call) -> Reply:
         case _:
             raise NotFound("Unknown action")
 
-    def change(tx: Connection) -> None:
+    def change(tx: Connection) -> Outbox:
         row = hosts_view.find(tx, given["host"])
         if row is None or given["binary"] != view.BINARY:
             raise NotFound(f"Could not find binary {given['binary']} on host {given['host']}.")
         hosts_view.change(tx, row.number, **values)
+        return _declared(tx, call, row.name, values)
 
-    await call.services.store.write(change)
+    await call.services.publish(await call.services.store.write(change))
     return Reply(body={"service": shown})
+
+
+def _declared(tx: Connection, call: Call, name: str, values: dict[str, Any]) -> Outbox:
+    """Note what an administrator's word about a host proves, if anything was said of it."""
+    if "forced_down" not in values:
+        return []
+    return recovery.note_forced_down(tx, call, name, down=values["forced_down"])
 
 
 async def delete(call: Call) -> Reply:

@@ -13,6 +13,7 @@ from whimbrel.api.handlers import (
     hypervisors,
     instance_actions,
     migrations,
+    recovery,
     server_create,
     server_lists,
     server_moves,
@@ -62,6 +63,7 @@ _SERVERS = (
 
 _ACTIONS = (
     _action("migrate", server_moves.migrate, "os-migrate-server:migrate", server_schema.MIGRATE),
+    _action("evacuate", recovery.evacuate, "os-evacuate", server_schema.EVACUATE),
     _action("resize", server_moves.resize, "servers:resize", server_schema.RESIZE),
     _action("confirmResize", server_moves.confirm, "servers:confirm_resize"),
     _action("revertResize", server_moves.revert, "servers:revert_resize"),
@@ -128,6 +130,13 @@ _MIGRATIONS = (
         migrations.show_of_server,
         "servers:migrations:show",
         since=(2, 23),
+    ),
+    _row(
+        "DELETE",
+        f"{SERVER}/migrations/{{migration_id}}",
+        migrations.cancel,
+        "servers:migrations:delete",
+        since=(2, 24),
     ),
     _row("GET", f"{SERVER}/os-instance-actions", instance_actions.index, "os-instance-actions:list"),
     _row("GET", f"{SERVER}/os-instance-actions/{{request_id}}", instance_actions.show, "os-instance-actions:show"),

@@ -136,6 +136,14 @@ MIGRATE = (
     *action("migrate", {}),
     *action("migrate", {"anyOf": [{"type": "null"}, strict({"host": _HOST})]}, (2, 56)),
 )
+_SHARED: Json = {"onSharedStorage": BOOLEAN}
+_PLACE: Json = {"host": {"type": "string", "minLength": 1, "maxLength": 255}, "adminPass": {"type": "string"}}
+EVACUATE = (
+    *action("evacuate", strict({**_PLACE, **_SHARED}, "onSharedStorage")),
+    *action("evacuate", strict(_PLACE), (2, 14)),
+    *action("evacuate", strict({**_PLACE, "force": BOOLEAN}), (2, 29)),
+    *action("evacuate", strict(_PLACE), (2, 68)),
+)
 RESIZE = action("resize", strict({"flavorRef": FLAVOR_REF, "OS-DCF:diskConfig": DISK_CONFIG}, "flavorRef"))
 REBOOT = action("reboot", strict({"type": {"enum": ["HARD", "Hard", "hard", "SOFT", "Soft", "soft"]}}, "type"))
 RESET_STATE = action("os-resetState", strict({"state": {"enum": ["active", "error"]}}, "state"))

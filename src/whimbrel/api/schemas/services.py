@@ -13,4 +13,7 @@ _BY_NAME: Json = strict(
 )
 _BY_ID: Json = strict({"status": {"enum": ["enabled", "disabled"]}, "disabled_reason": _REASON, "forced_down": BOOLEAN})
 
+FENCE = (
+    Schema((2, 1), strict({"boot": {"type": "string", "minLength": 1, "maxLength": 64}, "reason": _REASON}, "boot")),
+)
 UPDATE = (Schema((2, 1), _BY_NAME), Schema((2, 53), _BY_ID))

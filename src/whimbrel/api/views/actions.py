@@ -66,7 +66,12 @@ def events(told: Told, version: Version, *, admin: bool) -> list[dict[str, Any]]
     return rows
 
 
-_CHOICES = {Kind.BUILD: "schedule_servers", Kind.MIGRATION: "cold_migrate", Kind.RESIZE: "cold_migrate"}
+_CHOICES = {
+    Kind.BUILD: "schedule_servers",
+    Kind.MIGRATION: "cold_migrate",
+    Kind.RESIZE: "cold_migrate",
+    Kind.EVACUATION: "rebuild_server",
+}
 
 
 def _choice(told: Told, version: Version, admin: bool) -> dict[str, Any]:

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+from sqlalchemy import Row
 
 from whimbrel.api.call import Version
 from whimbrel.api.views.servers import ZONE
 from whimbrel.ops import clock
+from whimbrel.store import fencing
 from whimbrel.store.claims import capacity_of
 from whimbrel.store.hosts_view import HostView
 
@@ -116,4 +118,12 @@ def own(host: HostView, up: bool) -> dict[str, Any]:
         "architecture": row.architecture,
         "hypervisor": row.hypervisor,
         "heard_at": clock.iso(row.heard_at),
+        "boot": row.boot,
+        "fenced": _fenced(row),
     }
+
+
+def _fenced(row: Row[Any]) -> dict[str, str] | None:
+    """Return the proof that this host cannot run guests, if one counts."""
+    proof = fencing.of_row(row)
+    return None if proof is None else {"by": proof.witness, "reason": proof.reason, "at": clock.iso(proof.at)}

@@ -64,6 +64,8 @@ class State:
         if self.task is not None:
             if self.vm in ("active", "stopped") and self.task.startswith("resize_"):
                 return "RESIZE"
+            if self.task.startswith("rebuild"):
+                return "REBUILD"
             return TASK_STATUS.get((self.vm, self.task), PLAIN_STATUS[self.vm])
         return PLAIN_STATUS[self.vm]
 
@@ -80,7 +82,7 @@ def derive(situation: Situation) -> State:
         fault = {
             "code": 500,
             "created": move.updated_at,
-            "message": f"It needs the word of host {move.fence}: bring that host back, or prove that it is off.",
+            "message": f"It needs the word of host {move.fence}: bring it back, or prove that it is off (forced_down).",
         }
         return State("error", _deleting(move), power, fault)
     vm, task = _moving(server, move, situation.marks)
@@ -122,12 +124,21 @@ def _moving(server: Row[Any], move: Row[Any], marks: Marks) -> tuple[str, str | 
             return _before(server, move), POWER_TASKS[PowerAction(move.action)]
         case "delete" if move.kind == Kind.DELETE:
             return _resting(server), None
+        case "evacuate":
+            return _before(server, move), rebuild_task(marks)
         case "revert" if not move.window_open:
             return "resized", "resize_reverting"
         case "cold" | "resize" if not move.window_open:
             return _before(server, move), forward_task(marks)
         case _:
             return "resized", "resize_reverting" if move.verdict == Verdict.REVERT else None
+
+
+def rebuild_task(marks: Marks) -> str:
+    """Return the task_state of a server that is being evacuated."""
+    if begun(marks, "define_guest"):
+        return "rebuild_spawning"
+    return "rebuild_block_device_mapping" if begun(marks, "prepare") else "rebuilding"
 
 
 def forward_task(marks: Marks) -> str:
@@ -158,6 +169,8 @@ def migration_status(row: Row[Any], marks: Marks) -> str:
         return "confirming" if row.finished_at is not None else "cancelled"
     if row.window_open:
         return "finished"
+    if row.kind == Kind.EVACUATION:
+        return "done" if begun(marks, "remove_stale") else "accepted"
     if begun(marks, "hand_over"):
         return "post-migrating"
     return "migrating" if begun(marks, "stop_guest") else "pre-migrating"

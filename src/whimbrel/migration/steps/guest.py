@@ -156,8 +156,21 @@ def is_stopped(world: World, order: Order, control: Control) -> tuple[Answer, Fa
     return (Answer.DONE if stopped else Answer.NOT_DONE), {}
 
 
-def restart_target(world: World, order: Order, control: Control) -> Facts:
-    """The revert could not go on: bring the guest back at the target under a newer grant."""
+def fence(world: World, order: Order, control: Control) -> Facts:
+    """Stand aside for an evacuation: promise not to run the guest any more, and end it. Its files stay."""
+    world.grants.seal(order.server, order.attempt)
+    world.guests.destroy(order.server)
+    return {}
+
+
+def is_fenced(world: World, order: Order, control: Control) -> tuple[Answer, Facts]:
+    """Aside means: promised, and no process holds the guest's disks."""
+    aside = world.grants.is_sealed(order.server) and world.guests.state(order.server) not in ALIVE
+    return (Answer.DONE if aside else Answer.NOT_DONE), {}
+
+
+def restart(world: World, order: Order, control: Control) -> Facts:
+    """What it was stopped for did not come about: bring the guest back where it is, under a newer grant."""
     definition = world.directories.saved_definition(order.server, order.attempt)
     if definition is not None:
         world.guests.define(order.server, definition)
