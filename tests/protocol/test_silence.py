@@ -12,6 +12,7 @@ from tests.protocol.cluster import Cluster
 from whimbrel.conductor import service
 from whimbrel.conductor.service import Conductor
 from whimbrel.migration.messages import Ask
+from whimbrel.ops import settings
 
 PATIENCE = 60.0
 
@@ -49,7 +50,8 @@ def waiting(monkeypatch: pytest.MonkeyPatch) -> Cluster:
 
 @asynccontextmanager
 async def conductor(cluster: Cluster, wire: Wire) -> AsyncIterator[None]:
-    task = asyncio.create_task(Conductor(cluster.conf, cluster.store, wire, str).run())  # type: ignore[arg-type]
+    conf = settings.Settings(conductor=cluster.conf)
+    task = asyncio.create_task(Conductor(conf, cluster.store, wire, str).run())  # type: ignore[arg-type]
     try:
         yield
     finally:
