@@ -22,7 +22,7 @@ DISK_MIB = 700
 """Each host's disk is one of its own, in memory, so that it can be full without harm to this machine's."""
 QUICK = {
     "agent": {"heartbeat_interval": 1, "stall_timeout": 5, "max_copies": 16},
-    "conductor": {"ask_after": 1.0, "shutdown_grace": 8, "patience": PATIENCE, "service_down_after": 6},
+    "conductor": {"ask_after": 1.0, "shutdown_grace": 8, "patience": PATIENCE, "service_down_after": 10},
 }
 HOSTS = ("h1", "h2")
 

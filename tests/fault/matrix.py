@@ -253,6 +253,7 @@ class Matrix:
         """Bring all servers to where this shot begins; return source and target."""
         if self.shots % SHOTS_PER_POOL == 0:
             self.renew()
+        wait_for("the agents", lambda: self.cloud.up() == set(HOSTS))
         in_window = shot.protocol in IN_WINDOW
         shown = {server.id: server.show() for server in self.pool}
         at = [
