@@ -221,8 +221,10 @@ class Matrix:
         if deleting or shown["status"] not in RESTING:
             return
         running = shown["OS-EXT-STS:power_state"] == 1
-        if (running and not one.writes) or (not running and shot.fault != "qemu"):
-            return  # nobody asked this guest to be down
+        # A guest whose host lost power while its user thinks is not started again before the verdict.
+        may_be_off = shot.fault == "qemu" or (one.cell is None and shown["status"] == "VERIFY_RESIZE")
+        if (running and not one.writes) or (not running and not may_be_off):
+            return
         host = str(shown["OS-EXT-SRV-ATTR:host"])
         back = self.cloud.other(host) if shown["status"] == "VERIFY_RESIZE" else None
         one.at_rest, one.rest = True, Rest(one.server, host, running, back)
