@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import re
 import signal
 import subprocess
 import sys
@@ -37,6 +38,8 @@ COLUMNS = (
     "time",
     "commit",
 )
+PLACE = re.compile(r"/\S*/hosts/")
+"""Where a lab happens to lie is nothing to keep."""
 BENCHES: dict[str, type[Bench]] = {"real": Bench, "fake": FakeBench}
 SIZES = {"real": 3, "fake": 10}
 """Servers in a shot; real ones would wait for each other's boots on a small machine."""
@@ -65,8 +68,8 @@ def keep(where: str, rows: list[Row]) -> None:
             table.writerow(COLUMNS)
         for row in rows:
             ran = "" if row.ran_again is None else f"{row.ran_again:.1f}"
-            said = " | ".join(row.findings)
-            table.writerow([where, *row.cell.key, f"{row.away:g}", row.outcome, ran, said, now, commit])
+            said, outcome = (PLACE.sub("", text) for text in (" | ".join(row.findings), row.outcome))
+            table.writerow([where, *row.cell.key, f"{row.away:g}", outcome, ran, said, now, commit])
 
 
 def interleaved(protocols: tuple[str, ...], size: int, seed: int, *, fake: bool, wanted: set[Cell]) -> Iterator[Shot]:
