@@ -115,6 +115,7 @@ class Matrix:
                 name = server.show()["flavor"]["original_name"]
                 server.resize("other" if name == "small" else "small")
             case "confirm":
+                server.assert_nothing_lost(_host(server.show()))  # while there is a copy to hold it against
                 server.act("confirmResize")
             case "revert":
                 server.ask_to_revert()
