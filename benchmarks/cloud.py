@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,15 @@ class Cloud:
     """The administrator's view of one cloud."""
 
     def __init__(self, clouds_yaml: Path) -> None:
-        auth = yaml.safe_load(clouds_yaml.read_text())["clouds"]["admin"]["auth"]
+        login = yaml.safe_load(clouds_yaml.read_text())["clouds"]["admin"]
+        auth = login["auth"]
         self._root = auth["auth_url"].removesuffix("/identity/v3")
         domain = {"name": "Default"}
         user = {"name": auth["username"], "password": auth["password"], "domain": domain}
         scope = {"project": {"name": auth["project_name"], "domain": domain}}
         identity = {"methods": ["password"], "password": {"user": user}}
-        self.http = httpx2.Client(base_url=self._root, timeout=60, trust_env=False)
+        known = ssl.create_default_context(cafile=login.get("cacert"))
+        self.http = httpx2.Client(base_url=self._root, timeout=60, trust_env=False, verify=known)
         answer = self.http.post("/identity/v3/auth/tokens", json={"auth": {"identity": identity, "scope": scope}})
         answer.raise_for_status()
         self.http.headers["X-Auth-Token"] = answer.headers["X-Subject-Token"]

@@ -10,6 +10,7 @@ import base64
 import contextlib
 import json
 import re
+import ssl
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -217,7 +218,8 @@ class Cloud:
     servers: list[Server] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.http = httpx2.Client(base_url=self.lab.api_url, timeout=30, trust_env=False)
+        known = ssl.create_default_context(cafile=self._login()["cacert"])
+        self.http = httpx2.Client(base_url=self.lab.api_url, timeout=30, trust_env=False, verify=known)
         conf = settings.load(self.lab.dir / "controller.toml")
         assert conf.database is not None
         self._store = Store(conf.database.url)
@@ -232,7 +234,7 @@ class Cloud:
 
     def log_in(self) -> None:
         """Get a token."""
-        auth = yaml.safe_load(self.lab.clouds_yaml.read_text())["clouds"]["admin"]["auth"]
+        auth = self._login()["auth"]
         domain = {"name": "Default"}
         user = {"name": auth["username"], "password": auth["password"], "domain": domain}
         body = {
@@ -241,6 +243,10 @@ class Cloud:
         }
         answer = self.http.post("/identity/v3/auth/tokens", json={"auth": body}).raise_for_status()
         self.http.headers["X-Auth-Token"] = answer.headers["X-Subject-Token"]
+
+    def _login(self) -> Json:
+        login: Json = yaml.safe_load(self.lab.clouds_yaml.read_text())["clouds"]["admin"]
+        return login
 
     def get(self, path: str, *, root: str = "compute/v2.1", **query: Any) -> Any:
         """GET a path of the compute API, or of another one."""

@@ -16,6 +16,7 @@ from typing import IO
 
 import yaml
 
+from whimbrel.bus.signing import Signer
 from whimbrel.lab import guest
 from whimbrel.lab.broker import Broker
 from whimbrel.lab.seed import Seeder
@@ -47,8 +48,12 @@ class FakeCloud:
         self._hosts = hosts
         self._processes: list[subprocess.Popen[bytes]] = []
         self._logs: list[IO[bytes]] = []
-        self.broker = Broker(self.dir / "broker", "127.0.0.1", free_port(), user="bench", password=self._password)
+        passwords = {f"h{number}": secrets.token_urlsafe(12) for number in range(1, hosts + 1)}
+        self.broker = Broker(
+            self.dir / "broker", "127.0.0.1", free_port(), user="bench", password=self._password, hosts=passwords
+        )
         self.clouds_yaml = self.dir / "clouds.yaml"
+        self._order_key = self.dir / "order.key"
         self.pids: dict[str, int] = {}
 
     def __enter__(self) -> FakeCloud:
@@ -114,6 +119,8 @@ public_url = "{url}"
 image_dir = "{self.dir}/images"
 [identity]
 key_file = "{self.dir}/keys"
+[orders]
+key_file = "{self._order_key}"
 [conductor]
 image_url = "{url}/image"
 """
@@ -126,9 +133,10 @@ image_url = "{url}/image"
         home.mkdir()
         text = f"""
 [broker]
-url = "{self.broker.url}"
+url = "{self.broker.url_of(f"h{number}")}"
 [agent]
 host = "h{number}"
+controller_keys = ["{Signer.load(self._order_key).public_key}"]
 address = "127.0.0.1"
 hypervisor = "fake"
 instances_dir = "{home}/instances"

@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from whimbrel.bus import queues
 from whimbrel.bus.amqp import AmqpBus
 from whimbrel.bus.codec import registry
 from whimbrel.bus.port import Bus, Timing
+from whimbrel.bus.signing import Signer, Verifier
+from whimbrel.bus.trust import AgentTrust, ControllerTrust, Trust
 from whimbrel.domain.errors import BusError, SettingsError, WhimbrelError
 from whimbrel.migration.messages import MESSAGES
 from whimbrel.ops import clock, log, settings
@@ -111,10 +114,7 @@ def keep(conf: settings.Settings) -> None:
 
 
 async def _run(name: str, conf: settings.Settings) -> None:
-    if conf.broker is None:
-        raise SettingsError("The settings name no broker; add a [broker] table with its `url`.")
-    timing = Timing(heartbeat=conf.broker.heartbeat)
-    bus = AmqpBus(conf.broker.url, registry(*MESSAGES), name=f"whimbrel-{name}", timing=timing)
+    bus = bus_of(name, conf)
     await bus.start()
     work = asyncio.create_task(_role(name, conf, bus))
     loop = asyncio.get_running_loop()
@@ -127,6 +127,37 @@ async def _run(name: str, conf: settings.Settings) -> None:
         raise _first(group) from group
     finally:
         await bus.close()
+
+
+def bus_of(name: str, conf: settings.Settings) -> AmqpBus:
+    """Make the role's bus; SettingsError if it could not make itself believed, or tell whom to believe."""
+    if conf.broker is None:
+        raise SettingsError("The settings name no broker; add a [broker] table with its `url`.")
+    trust = _trust(name, conf)
+    bus = AmqpBus(
+        conf.broker.url,
+        registry(*MESSAGES),
+        name=f"whimbrel-{name}",
+        timing=Timing(heartbeat=conf.broker.heartbeat),
+        trust=trust,
+        ca_file=conf.broker.ca_file,
+    )
+    host = trust.host
+    if host is not None and bus.user != queues.agent(host):
+        raise SettingsError(
+            f"[broker] url logs in as {bus.user}, but host {host} is believed only as {queues.agent(host)}; "
+            f"`whimbrel host broker-user {host}` tells how to make that user."
+        )
+    return bus
+
+
+def _trust(name: str, conf: settings.Settings) -> Trust:
+    if name == "agent":
+        if conf.agent is None:
+            raise SettingsError("The settings have no [agent] table; an agent needs at least host and address.")
+        return AgentTrust(conf.agent.host, Verifier(conf.agent.controller_keys))
+    # A scheduler only answers.
+    return ControllerTrust(None if name == "scheduler" else Signer.load(Path(conf.orders.key_file)))
 
 
 async def _role(name: str, conf: settings.Settings, bus: Bus) -> None:

@@ -34,7 +34,8 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="session")
 def broker_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     directory = tmp_path_factory.mktemp("rabbitmq")
-    node = Broker(directory, "127.0.0.1", _free_ports(3), user="whimbrel", password="only-for-tests")
+    hosts = {host: f"of-{host}" for host in ("alpha", "beta")}
+    node = Broker(directory, "127.0.0.1", _free_ports(3), user="whimbrel", password="only-for-tests", hosts=hosts)
     try:
         node.start(deadline=120)
         yield node

@@ -14,14 +14,20 @@ from typing import Any
 import aio_pika
 import pytest
 import structlog
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from tests.unit.orders import order
 from whimbrel.bus import queues
 from whimbrel.bus.amqp import AmqpBus
 from whimbrel.bus.codec import DecodeError, registry
 from whimbrel.bus.local import LocalBroker, LocalBus
 from whimbrel.bus.port import Bus, Timing
+from whimbrel.bus.signing import Signer, Verifier
+from whimbrel.bus.trust import AgentTrust, ControllerTrust, Trust
 from whimbrel.domain.errors import BusError, Invalid
+from whimbrel.domain.migration import Answer, Verb
 from whimbrel.lab.broker import Broker
+from whimbrel.migration.messages import MESSAGES, Ask, Changed, Console, Progress, ReadConsole, StepReport, Wake
 
 pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("broker")]
 
@@ -57,6 +63,11 @@ class Outer:
 CODEC = registry(Note)
 
 
+def report(host: str) -> StepReport:
+    """What a host says of an order."""
+    return StepReport(host, "s", 7, 0, "7-1", "prepare", Verb.DO, 3, Answer.DONE)
+
+
 class Inbox:
     """A handler that keeps what it gets."""
 
@@ -84,13 +95,15 @@ class World:
         self._stack = stack
         self.queue = queues.agent(f"h{os.getpid()}-{next(self.serial)}")
 
-    async def bus(self, *types: type, timing: Timing = QUICK) -> Bus:
+    async def bus(self, *types: type, timing: Timing = QUICK, trust: Trust | None = None) -> Bus:
         codec = registry(*types) if types else CODEC
         bus: Bus
         if self.broker is None:
-            bus = LocalBus(self.memory, codec, timing=timing)
+            bus = LocalBus(self.memory, codec, timing=timing, trust=trust)
         else:
-            bus = AmqpBus(self.broker.url, codec, name="test", timing=timing)
+            host = trust.host if trust is not None else None
+            url = self.broker.url if host is None else self.broker.url_of(host)
+            bus = AmqpBus(url, codec, name="test", timing=timing, trust=trust)
         await bus.start()
         self._stack.push_async_callback(bus.close)
         return bus
@@ -118,6 +131,16 @@ class World:
             channel = await connection.channel()
             for name in names:
                 await channel.queue_delete(name)
+
+
+SIGNER = Signer(Ed25519PrivateKey.generate())
+OTHER_SIGNER = Signer(Ed25519PrivateKey.generate())
+CONTROLLER = ControllerTrust(SIGNER)
+
+
+def of_host(host: str) -> AgentTrust:
+    """The trust of an agent that obeys two controllers' keys, as while a key is being changed."""
+    return AgentTrust(host, Verifier([Signer(Ed25519PrivateKey.generate()).public_key, SIGNER.public_key]))
 
 
 @pytest.fixture(params=["local", pytest.param("amqp", marks=pytest.mark.broker)])
@@ -392,6 +415,72 @@ async def test_a_bus_that_is_idle_closes_at_once_and_then_refuses(world: World) 
     assert not bus.healthy()
     with pytest.raises(BusError, match="closed"):
         await bus.cast(world.queue, Note(1))
+
+
+async def test_a_host_is_believed_of_itself_only(world: World) -> None:
+    controller, said, events = await world.bus(*MESSAGES, trust=CONTROLLER), Inbox(), Inbox()
+    await controller.consume(queues.CONDUCTOR, said)
+    await controller.subscribe("heartbeats", events)
+    await controller.subscribe("progress", events)
+    agent = await world.bus(*MESSAGES, trust=of_host("alpha"))
+    mine, others = (Progress(host, "s", 7, "7-1", "copy_disks", 1, 2, 1.0, None) for host in ("alpha", "beta"))
+    for forged in (report("beta"), Wake(7), Ask(order("prepare", 1))):
+        await agent.cast(queues.CONDUCTOR, forged)
+    await agent.cast(queues.CONDUCTOR, report("alpha"))
+    assert await said.take() == [report("alpha")]
+    reasons = sorted(reason for _, reason in await world.dead_letters(3))
+    assert "agent.alpha may not send a StepReport of host beta" in reasons[0]
+    assert all("only a controller may" in reason for reason in reasons[1:])
+    for forged_event in (others, Changed(7, "s", 1)):
+        await agent.emit("progress", forged_event)
+    await agent.emit("progress", mine)
+    assert await events.take() == [mine]
+    assert said.all == [report("alpha")]
+
+
+async def test_an_agent_obeys_nothing_that_no_controller_signed_for_it(world: World) -> None:
+    agent, inbox = await world.bus(*MESSAGES, trust=of_host("alpha")), Inbox()
+    await agent.consume(queues.agent("alpha"), inbox)
+    for forger in (Trust(), ControllerTrust(OTHER_SIGNER)):
+        await (await world.bus(*MESSAGES, trust=forger)).cast(queues.agent("alpha"), order("prepare", 1, host="alpha"))
+    true = order("prepare", 2, host="alpha")
+    await (await world.bus(*MESSAGES, trust=CONTROLLER)).cast(queues.agent("alpha"), true)
+    assert await inbox.take() == [true]
+    reasons = sorted(reason for _, reason in await world.dead_letters(2))
+    assert "bears a signature that none of" in reasons[0] and "bears no signature" in reasons[1]
+    assert inbox.all == [true]
+
+
+async def test_a_call_of_an_agent_is_answered_and_an_unsigned_one_is_not(world: World) -> None:
+    async def tell(message: object) -> object:
+        assert isinstance(message, ReadConsole)
+        return Console(f"console of {message.server}")
+
+    agent = await world.bus(*MESSAGES, trust=of_host("alpha"))
+    await agent.consume(queues.agent("alpha"), tell)
+    controller = await world.bus(*MESSAGES, trust=CONTROLLER)
+    assert await controller.call(queues.agent("alpha"), ReadConsole("s", 1), timeout=SOON) == Console("console of s")
+    with pytest.raises(BusError, match="within"):
+        await (await world.bus(*MESSAGES)).call(queues.agent("alpha"), ReadConsole("s", 1), timeout=0.5)
+
+
+async def test_an_agent_can_use_its_own_queue_and_what_leads_to_controllers(world: World) -> None:
+    await (await world.bus(*MESSAGES, trust=CONTROLLER)).consume(queues.CONDUCTOR, Inbox())
+    agent = await world.bus(*MESSAGES, trust=of_host("alpha"))
+    for queue in (queues.agent("beta"), queues.SCHEDULER):
+        with pytest.raises(BusError, match="alpha may not write to"):
+            await agent.cast(queue, Wake(1))
+        with pytest.raises(BusError, match="alpha may not write to"):
+            await agent.call(queue, Wake(1), timeout=1)
+    for queue in (queues.agent("beta"), queues.CONDUCTOR):
+        with pytest.raises(BusError, match="alpha may not read"):
+            await agent.consume(queue, Inbox())
+    with pytest.raises(BusError, match="alpha may not listen"):
+        await agent.subscribe("heartbeats", Inbox())
+    with pytest.raises(BusError, match="alpha may not tell"):
+        await agent.emit("changed", Wake(1))
+    await agent.cast(queues.CONDUCTOR, report("alpha"))
+    await agent.probe()
 
 
 @dataclass

@@ -63,7 +63,7 @@ def test_a_host_that_is_cut_off_stops_its_guests_by_itself_and_its_lease_is_the_
 
 
 @pytest.mark.parametrize("asked", ["cancel", "delete"])
-def test_a_move_is_turned_back_in_mid_copy_within_five_seconds(cloud: Cloud, asked: str) -> None:
+def test_a_move_is_turned_back_in_mid_copy_and_nothing_is_left(cloud: Cloud, asked: str) -> None:
     server = cloud.create(BALLAST)
     with mid_copy(cloud, server):
         began = clock.monotonic()
@@ -78,5 +78,4 @@ def test_a_move_is_turned_back_in_mid_copy_within_five_seconds(cloud: Cloud, ask
         server.wait_to_write("h1", boots=2)
         server.assert_nothing_lost("h1")
     cloud.assert_tidy({server: "h1"} if asked == "cancel" else {})
-    assert seconds < 20, "the promise of five seconds is measured on an idle machine; this only says that nothing hangs"
-    print(f"{asked} took {seconds:.2f} s")
+    assert seconds < 20, "five seconds are promised of a machine that is not busy with tests"

@@ -81,6 +81,7 @@ async def test_a_watcher_is_told_of_changes_and_progress_until_the_window_opens(
 
     async def play() -> None:
         await anyio.sleep(0.5)
+        await bus.emit("progress", Progress("h9", server_id, number, f"{number}-1", "copy_disks", 99, 100, 10.0, 5.0))
         await bus.emit("progress", Progress("h1", server_id, number, f"{number}-1", "copy_disks", 50, 100, 10.0, 5.0))
         await anyio.sleep(0.1)
         progress(cloud, server_id, ("prepare", Mark.DONE), revision=5)
@@ -111,7 +112,7 @@ async def test_the_hub_is_bounded_and_sends_everybody_home(cloud: Cloud, monkeyp
         for number in range(live.QUEUE_LENGTH + 5):
             await hub._hear(Changed(1, "s", number))
         assert queue.qsize() == live.QUEUE_LENGTH
-        assert [hub.newest(number) is not None for number in (6, 7, 9)] == [False, True, True]
+        assert [hub.newest(number, ("h", None)) is not None for number in (6, 7, 9)] == [False, True, True]
         hub.close()
         last = [queue.get_nowait() for _ in range(queue.qsize())][-1]
         assert last is None and not hub.room()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from whimbrel.agent.admission import KEEPER_FILE, Admission
+from whimbrel.agent.admission import KEEPER_FILE, LEASE_FILE, Admission, read_number
 from whimbrel.agent.grants import LedgerGrants
 from whimbrel.agent.keeper import Keeper
 from whimbrel.agent.ledger import Ledger
@@ -68,7 +68,7 @@ def test_a_keeper_ends_the_guests_when_the_lease_has_run_out_and_not_before(
     asked = admission.lease_asked()
     assert asked == 100.0
     now["boot"] = 105.0  # the answer took its time; the lease counts from the question
-    admission.renew(Lease("h1", asked, 30))
+    admission.renew(Lease("h1", admission.id, asked, 30))
     for moment, times in ((129.9, 0), (130.1, 1), (131.0, 2)):
         now["boot"] = moment
         keeper.look()
@@ -88,16 +88,31 @@ def test_no_lease_is_asked_for_while_no_keeper_would_enforce_it(
     assert admission.lease_asked() is None
 
 
+def test_a_lease_from_before_a_reboot_is_worth_nothing_though_its_clock_said_more(
+    settings: Agent, ledger: Ledger, keeper: Keeper, now: dict[str, float]
+) -> None:
+    earlier = admitted(settings, ledger).id
+    now["boot"] = 5.0
+    admission = admitted(settings, ledger)
+    keeper.look()
+    admission.renew(Lease("h1", earlier, 100_000.0, 30))
+    assert read_number(Path(settings.run_dir) / LEASE_FILE, "deadline") is None
+    admission.renew(Lease("h1", admission.id, 5.0, 30))
+    assert read_number(Path(settings.run_dir) / LEASE_FILE, "deadline") == 35.0
+
+
 def test_an_agent_whose_lease_ran_out_obeys_nothing_and_every_guest_needs_a_new_grant(
     settings: Agent, ledger: Ledger, keeper: Keeper, now: dict[str, float]
 ) -> None:
     admission, grants = admitted(settings, ledger), LedgerGrants(ledger)
     keeper.look()
     grants.grant(SERVER, 1)
-    admission.renew(Lease("h1", now["boot"], 30))
+    admission.renew(Lease("h1", admission.id, now["boot"], 30))
     first = admission.id
     now["boot"] += 31
-    admission.renew(Lease("h1", now["boot"] - 5, 30))  # it was under way; the guests have been ended all the same
+    admission.renew(
+        Lease("h1", first, now["boot"] - 5, 30)
+    )  # it was under way; the guests have been ended all the same
     assert not admission.may_obey() and admission.id != first
     assert not grants.holds_grant(SERVER)
     admission.welcome(Welcome("h1", first, {}))

@@ -89,3 +89,47 @@ def test_the_definition_of_another_server_is_refused() -> None:
     made = new_definition(GUEST, IMAGE, host()).replace(UUID, "11111111-2222-3333-4444-555555555555")
     with pytest.raises(StepError, match="not of server"):
         carried_definition(made, GUEST, GUEST, IMAGE, host())
+
+
+REACHES = {
+    "another server's disk": ("disk-1", "../11111111-2222-3333-4444-555555555555/disk-0"),
+    "a file of the host": (f"/servers/{UUID}/disk-1", "/etc/shadow"),
+    "a console that overwrites a file": (f"/servers/{UUID}/console.log", "/etc/cron.d/x"),
+    "another program": ("<devices>", "<devices><emulator>/tmp/qemu-x</emulator>"),
+    "a program of another name": ("<devices>", "<devices><emulator>/usr/bin/python3</emulator>"),
+    "QEMU's own command line": (
+        "<devices>",
+        '<c:commandline xmlns:c="http://libvirt.org/schemas/domain/qemu/1.0"><c:arg/></c:commandline><devices>',
+    ),
+    "a device of the host": ("<devices>", '<devices><hostdev mode="subsystem" type="pci"/>'),
+    "a directory of the host": ("<devices>", '<devices><filesystem><source dir="/"/></filesystem>'),
+    "a disk that is no file": ("<devices>", '<devices><disk type="block"><source dev="/dev/sda"/></disk>'),
+    "a disk from anywhere": ("<devices>", '<devices><disk type="network"><source protocol="nbd" name="x"/></disk>'),
+    "the host's network": ("<devices>", '<devices><interface type="direct"><source dev="eth0"/></interface>'),
+    "a script": ('<interface type="bridge">', '<interface type="bridge"><script path="/tmp/x"/>'),
+    "a kernel of the host": ("<os>", "<os><kernel>/boot/vmlinuz</kernel>"),
+    "no confinement": ("<devices>", '<seclabel type="none"/><devices>'),
+    "entropy that is none": ("/dev/urandom", "/dev/mem"),
+}
+
+
+@pytest.mark.parametrize("what", REACHES)
+def test_a_definition_that_reaches_beyond_its_server_is_refused(what: str) -> None:
+    made = "".join(line.strip() for line in new_definition(GUEST, IMAGE, host()).splitlines())
+    reach = made.replace(*REACHES[what])
+    assert reach != made
+    with pytest.raises(StepError, match="definition that came to h1"):
+        carried_definition(reach, GUEST, GUEST, IMAGE, host())
+
+
+def test_what_libvirt_and_firmware_add_to_a_definition_comes_along() -> None:
+    more = (
+        '<metadata><x:y xmlns:x="urn:z">/etc/motd</x:y></metadata><resource><partition>/machine</partition></resource>'
+        '<seclabel type="dynamic" model="apparmor" relabel="yes"/>'
+        "<devices><emulator>/usr/bin/qemu-system-x86_64</emulator><input type='mouse' bus='ps2'/>"
+        "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>"
+    )
+    made = new_definition(GUEST, IMAGE, host()).replace("<devices>", more)
+    made = made.replace("<os>", f"<os><loader>/usr/share/OVMF/C.fd</loader><nvram>/servers/{UUID}/vars.fd</nvram>")
+    carried, rewrites = carried_definition(made, GUEST, GUEST, IMAGE, host())
+    assert rewrites == [] and "vars.fd" in carried and "/etc/motd" in carried

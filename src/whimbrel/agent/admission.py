@@ -51,8 +51,8 @@ class Admission:
         log.info("admitted", servers=len(message.servers))
 
     def renew(self, lease: Lease) -> None:
-        """Write down for the keeper until when guests may run here."""
-        if not self.may_obey() or not self._settings.lease:
+        """Write down for the keeper until when guests may run here; an answer to an earlier question is ignored."""
+        if not self.may_obey() or not self._settings.lease or lease.admission != self.id:
             return
         deadline = lease.asked + lease.seconds
         if self._deadline is None or deadline > self._deadline:

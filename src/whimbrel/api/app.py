@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,10 +108,13 @@ class Server(uvicorn.Server):
 
 async def serve(services: Services, more: Sequence[BaseRoute] = ()) -> None:
     """Serve until cancelled; then finish what runs within 5 s. SettingsError when the address cannot be had."""
-    listener = _listen(services.settings.api)
+    api = services.settings.api
+    tls = _tls(api)
+    listener = _listen(api)
     await services.hub.listen(services.bus)
     config = uvicorn.Config(
         build_app(services, more),
+        ssl_context_factory=None if tls is None else lambda _config, _default: tls,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -128,6 +132,20 @@ async def serve(services: Services, more: Sequence[BaseRoute] = ()) -> None:
         with anyio.CancelScope(shield=True):
             await running
         raise
+
+
+def _tls(api: Api) -> ssl.SSLContext | None:
+    """Return what TLS is spoken with, None for plain HTTP; SettingsError when the files are not what is needed."""
+    if api.certificate_file is None and api.key_file is None:
+        return None
+    if api.certificate_file is None or api.key_file is None:
+        raise SettingsError("[api] certificate_file and key_file belong together; name both, or neither.")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(api.certificate_file, api.key_file)
+    except OSError as error:
+        raise SettingsError(f"[api] certificate_file and key_file cannot be used: {error}.") from error
+    return context
 
 
 def _listen(api: Api) -> socket.socket:

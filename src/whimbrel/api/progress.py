@@ -33,9 +33,10 @@ class ProgressHub:
         await bus.subscribe(PROGRESS_TOPIC, self._hear)
         await bus.subscribe(CHANGED_TOPIC, self._hear)
 
-    def newest(self, migration: int) -> Progress | None:
-        """Return the last word on how far a migration is, None when nothing was heard."""
-        return self._newest.get(migration)
+    def newest(self, migration: int, hosts: tuple[str | None, ...]) -> Progress | None:
+        """Return the last word on how far a migration is, None when nothing was heard; only its hosts may know."""
+        word = self._newest.get(migration)
+        return word if word is not None and word.host in hosts else None
 
     def room(self) -> bool:
         """Return whether one more watcher may come."""

@@ -9,16 +9,17 @@ from __future__ import annotations
 import asyncio
 import zlib
 
-import aio_pika
 import structlog
+from aio_pika import DeliveryMode
 from aio_pika.abc import AbstractIncomingMessage
 
 from whimbrel.bus import queues
 from whimbrel.bus.codec import Codec, current_context
-from whimbrel.bus.delivery import Failed, Handled, Hopeless, deliver, open_answer
-from whimbrel.bus.link import CLOSE_GRACE, Consumer, Link, bounded, complete
+from whimbrel.bus.delivery import Failed, Handled, Hopeless, Receiver, deliver, open_answer
+from whimbrel.bus.link import CLOSE_GRACE, Consumer, Link, bounded, complete, origin_of
 from whimbrel.bus.port import PREFETCH, Handler, Timing
 from whimbrel.bus.queues import Queue
+from whimbrel.bus.trust import Trust
 from whimbrel.domain.errors import BusError
 
 log = structlog.get_logger(__name__)
@@ -30,12 +31,18 @@ EVENTS_PREFETCH = 64
 
 
 class AmqpBus:
-    """The port `Bus` over RabbitMQ at `url`; `name` is shown in the broker's list of connections."""
+    """The port `Bus` over RabbitMQ; `name` is shown in the broker's list of connections."""
 
-    def __init__(self, url: str, codec: Codec, *, name: str, timing: Timing | None = None) -> None:
+    def __init__(
+        self, url: str, codec: Codec, *, name: str, timing: Timing | None = None, trust: Trust | None = None,
+        ca_file: str | None = None,
+    ) -> None:  # fmt: skip
         self._timing = timing or Timing()
-        self._url, self.address = complete(url, name, self._timing.heartbeat)
+        self._address = complete(url, name, self._timing.heartbeat, ca_file)
+        self.address, self.user = self._address.shown, self._address.user
         self._codec = codec
+        self._trust = trust or Trust()
+        self._receiver = Receiver(codec, self._trust)
         # Thousands of agents lose a broker in the same instant; each comes back at a moment of its own.
         self._spread = 0.75 + zlib.crc32(name.encode()) % 1000 / 2000
         self._consumers: list[Consumer] = []
@@ -78,15 +85,17 @@ class AmqpBus:
     async def cast(self, queue: str, message: object) -> None:
         """Return once the broker holds the message durably; BusError if it did not say so in time."""
         data = self._codec.encode(message, current_context())
-        row = queues.find(queue)
+        row = queues.writable(queue, self._trust.host)
+        signature = self._trust.sign(queue, data)
         async with bounded(f"A message to {queue} by {self.address}", self._timing.confirm):
             link = await self._current_link()
-            await link.publish(row, aio_pika.Message(data, delivery_mode=aio_pika.DeliveryMode.PERSISTENT))
+            message = link.message(data, signature=signature, delivery_mode=DeliveryMode.PERSISTENT)
+            await link.publish(row, message)
 
     async def call(self, queue: str, message: object, *, timeout: float) -> object:
         """Return the handler's answer; BusError after `timeout` seconds, or if the handler refused."""
         data = self._codec.encode(message, current_context())
-        row = queues.find(queue)
+        row = queues.writable(queue, self._trust.host)
         async with bounded(f"A call to {queue} by {self.address}", timeout):
             link = await self._current_link()
             answer = await link.call(row, data, timeout)
@@ -95,6 +104,7 @@ class AmqpBus:
     async def emit(self, topic: str, message: object) -> None:
         """Tell whoever listens now; lost without a word if nobody does or the broker is away."""
         data = self._codec.encode(message, current_context())
+        queues.exchange_of(topic, self._trust.host)
         link = self._link
         if link is None:
             return
@@ -106,10 +116,12 @@ class AmqpBus:
 
     async def consume(self, queue: str, handler: Handler, *, prefetch: int = PREFETCH) -> None:
         """Give each message of the queue to `handler`, now and on every later connection."""
-        await self._add(Consumer(handler, prefetch, queue=queues.find(queue)))
+        await self._add(Consumer(handler, prefetch, queue=queues.readable(queue, self._trust.host)))
 
     async def subscribe(self, topic: str, handler: Handler) -> None:
         """Give each event of the topic to `handler`, now and on every later connection."""
+        if self._trust.host is not None:
+            raise BusError(f"The agent of {self._trust.host} may not listen to {topic}.")
         await self._add(Consumer(handler, EVENTS_PREFETCH, topic=topic))
 
     def healthy(self) -> bool:
@@ -182,7 +194,7 @@ class AmqpBus:
 
     async def _make_link(self) -> Link:
         async with bounded(f"The connection to {self.address}", self._timing.confirm):
-            link = await Link.open(self._url)
+            link = await Link.open(self._address, self._trust)
         try:
             # A consumer that is added meanwhile is met by this loop too: there is no await after it.
             for consumer in self._consumers:
@@ -203,7 +215,8 @@ class AmqpBus:
 
     async def _handle(self, link: Link, consumer: Consumer, incoming: AbstractIncomingMessage) -> None:
         asker, row = incoming.reply_to, consumer.queue
-        outcome = await deliver(self._codec, consumer.handler, incoming.body, asked=asker is not None)
+        origin = origin_of(incoming, row.name if row is not None else consumer.topic)
+        outcome = await deliver(self._receiver, consumer.handler, incoming.body, origin, asked=asker is not None)
         try:
             async with bounded(f"The acknowledgement to {self.address}", self._timing.confirm):
                 match outcome:

@@ -8,6 +8,7 @@ import structlog
 
 from whimbrel.bus.codec import Codec, Context, DecodeError, current_context
 from whimbrel.bus.port import Handler
+from whimbrel.bus.trust import Disbelieved, Origin, Trust
 from whimbrel.domain.errors import BusError, WhimbrelError
 
 log = structlog.get_logger(__name__)
@@ -36,7 +37,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class Hopeless:
-    """The bytes are no message of ours: a dead letter."""
+    """The bytes are no message of ours, or not the sender's to say: a dead letter, and no answer."""
 
     reason: str
 
@@ -44,10 +45,25 @@ class Hopeless:
 ANSWERS = Codec({"Refused": Refused})
 
 
-async def deliver(codec: Codec, handler: Handler, data: bytes, *, asked: bool) -> Handled | Failed | Hopeless:
-    """Decode, run the handler in the sender's log context, and say what to do with the delivery."""
+@dataclass(frozen=True)
+class Receiver:
+    """What every delivery to one process is met with."""
+
+    codec: Codec
+    trust: Trust
+
+
+async def deliver(
+    receiver: Receiver, handler: Handler, data: bytes, origin: Origin, *, asked: bool
+) -> Handled | Failed | Hopeless:
+    """Check the sender, decode, run the handler in the sender's log context, and say what to do with the delivery."""
+    codec, trust = receiver.codec, receiver.trust
     try:
+        trust.check_bytes(origin, data)
         message, context = codec.decode(data)
+        trust.check_message(origin, message)
+    except Disbelieved as error:
+        return Hopeless(str(error))
     except DecodeError as error:
         return _refusal(str(error), {}) if asked else Hopeless(str(error))
     structlog.contextvars.clear_contextvars()

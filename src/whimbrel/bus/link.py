@@ -14,22 +14,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import aio_pika
+import structlog
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage, AbstractQueue
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, AMQPChannelError, DeliveryError
 
 from whimbrel.bus import queues
 from whimbrel.bus.port import Handler
+from whimbrel.bus.trust import Disbelieved, Origin, Trust
 from whimbrel.domain.errors import BusError, SettingsError
+from whimbrel.ops import ids
+
+log = structlog.get_logger(__name__)
 
 CLOSE_GRACE = 2.0
-REPLY_QUEUE = "amq.rabbitmq.reply-to"
+SIGNATURE = "signature"
+"""The header with a controller's signature; beside the body, so that the body is the bytes that were signed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,33 +55,55 @@ class Consumer:
 OnMessage = Callable[["Link", Consumer, AbstractIncomingMessage], None]
 
 
+@dataclass(frozen=True)
+class Address:
+    """Where the broker is, as whom to log in there (`user`), and how to know it; `shown` alone may be shown."""
+
+    url: str
+    user: str
+    shown: str
+    tls: ssl.SSLContext | None
+
+
+@dataclass(frozen=True)
+class _Question:
+    queue: str
+    answer: asyncio.Future[bytes]
+
+
 class Link:
     """One connection and all that lives and dies with it; `lost` is set when any part of it broke."""
 
-    def __init__(self, connection: AbstractConnection) -> None:
+    def __init__(self, connection: AbstractConnection, user: str, trust: Trust) -> None:
         self.lost = asyncio.Event()
         self.reason = ""
         self._connection = connection
+        self._user = user
+        self._trust = trust
         self._publisher: AbstractChannel
         self._emitter: AbstractChannel
         self._declared: set[str] = set()
         self._attached: dict[Consumer, tuple[AbstractQueue, str]] = {}
+        self._answers = queues.answers(ids.new_hex())
         self._questions = count()
-        self._asked: dict[str, asyncio.Future[bytes]] = {}
+        self._asked: dict[str, _Question] = {}
 
     @classmethod
-    async def open(cls, url: str) -> Link:
-        """Connect and open the channels that everybody shares."""
-        connection = await aio_pika.connect(url)
-        link = cls(connection)
+    async def open(cls, address: Address, trust: Trust) -> Link:
+        """Connect and open the channels that everybody shares; a controller also declares what hosts may not."""
+        connection = await aio_pika.connect(address.url, ssl_context=address.tls)
+        link = cls(connection, address.user, trust)
         connection.close_callbacks.add(lambda _, error: link.fail(f"connection closed: {error!r}"))
         try:
             link._publisher = await link._channel(publisher_confirms=True, on_return_raises=True)
             link._emitter = await link._channel(publisher_confirms=False)
-            await link._emitter.declare_exchange(queues.TOPICS_EXCHANGE, aio_pika.ExchangeType.DIRECT, durable=True)
-            await link._declare(queues.find(queues.DEAD_LETTERS))
-            replies = await link._publisher.get_queue(REPLY_QUEUE, ensure=False)
-            await replies.consume(link._on_answer, no_ack=True)
+            if trust.host is None:
+                for name in (queues.TOPICS_EXCHANGE, queues.REPORTS_EXCHANGE):
+                    await link._emitter.declare_exchange(name, aio_pika.ExchangeType.DIRECT, durable=True)
+                await link._declare(queues.find(queues.DEAD_LETTERS))
+                await link._await_answers()
+            else:
+                await link._emitter.get_exchange(queues.REPORTS_EXCHANGE, ensure=True)
         except BaseException:
             await link.close()
             raise
@@ -86,15 +115,21 @@ class Link:
             return
         self.reason = reason
         self.lost.set()
-        for future in self._asked.values():
-            if not future.done():
-                future.set_exception(BusError(f"The connection broke before the answer came ({reason})."))
+        for question in self._asked.values():
+            if not question.answer.done():
+                question.answer.set_exception(BusError(f"The connection broke before the answer came ({reason})."))
+
+    def message(self, data: bytes, *, signature: str | None = None, **options: Any) -> aio_pika.Message:
+        """Return a message in this process's name, which the broker checks, with the controller's signature if any."""
+        headers: dict[str, Any] = {**options.pop("headers", {}), **({SIGNATURE: signature} if signature else {})}
+        return aio_pika.Message(data, headers=headers, user_id=self._user, **options)
 
     async def publish(self, row: queues.Queue, message: aio_pika.Message) -> None:
         """Publish to the queue and wait for the broker's confirmation; a queue that is gone raises."""
         try:
             await self._declare(row)
-            await self._publisher.default_exchange.publish(message, row.name, mandatory=True)
+            exchange = await self._publisher.get_exchange(row.exchange, ensure=False)
+            await exchange.publish(message, row.name, mandatory=True)
         except DeliveryError:
             self._declared.discard(row.name)  # deleted or full; the next publish declares it again
             raise
@@ -108,32 +143,33 @@ class Link:
 
     async def bury(self, row: queues.Queue, data: bytes, reason: str) -> None:
         """Publish a dead letter; its headers tell which queue it comes from and why."""
-        headers: dict[str, Any] = {"queue": row.name, "reason": reason[:1000]}
-        letter = aio_pika.Message(data, headers=headers, delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
+        headers = {"queue": row.name, "reason": reason[:1000]}
+        letter = self.message(data, headers=headers, delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
         await self.publish(queues.find(queues.DEAD_LETTERS), letter)
 
     async def call(self, row: queues.Queue, data: bytes, timeout: float) -> bytes:
-        """Publish a question that expires with its asker's patience, and wait for the answer."""
+        """Publish a question that expires with its asker's patience, and wait for the answer of who was asked."""
         number = str(next(self._questions))
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._asked[number] = answer
+        self._asked[number] = _Question(row.name, answer)
         try:
-            question = aio_pika.Message(data, correlation_id=number, reply_to=REPLY_QUEUE, expiration=timeout)
-            await self.publish(row, question)
+            signature = self._trust.sign(row.name, data)
+            options = {"correlation_id": number, "reply_to": self._answers, "expiration": timeout}
+            await self.publish(row, self.message(data, signature=signature, **options))
             return await answer
         finally:
             del self._asked[number]
 
     async def answer(self, asker: str, number: str | None, data: bytes) -> None:
-        """Send an answer; if the asker has gone it is lost."""
-        await self._emitter.default_exchange.publish(
-            aio_pika.Message(data, correlation_id=number), asker, mandatory=False
-        )
+        """Send an answer; if the asker has gone, or names a place where no answers are awaited, it is lost."""
+        if queues.is_answers(asker):
+            exchange = await self._emitter.get_exchange(queues.REPORTS_EXCHANGE, ensure=False)
+            await exchange.publish(self.message(data, correlation_id=number), asker, mandatory=False)
 
     async def emit(self, topic: str, data: bytes) -> None:
         """Publish an event without waiting for anything but room in the socket."""
-        exchange = await self._emitter.get_exchange(queues.TOPICS_EXCHANGE, ensure=False)
-        await exchange.publish(aio_pika.Message(data), topic, mandatory=False)
+        exchange = await self._emitter.get_exchange(queues.exchange_of(topic), ensure=False)
+        await exchange.publish(self.message(data), topic, mandatory=False)
 
     async def attach(self, consumer: Consumer, on_message: OnMessage) -> None:
         """Start consuming on a channel of the consumer's own, unless this link does already."""
@@ -148,7 +184,7 @@ class Link:
             queue = await channel.declare_queue(
                 exclusive=True, auto_delete=True, arguments=dict(queues.EVENTS_ARGUMENTS)
             )
-            await queue.bind(queues.TOPICS_EXCHANGE, consumer.topic)
+            await queue.bind(queues.exchange_of(consumer.topic), consumer.topic)
         underlay = await channel.get_underlay_channel()
         underlay.on_consumer_cancel_callbacks.add(lambda _: self.fail(f"queue {queue.name} was deleted"))
 
@@ -184,17 +220,47 @@ class Link:
         return channel
 
     async def _declare(self, row: queues.Queue) -> None:
-        """Declare a queue once per link, on a passing channel: a refusal closes the channel it is made on."""
-        if row.name in self._declared:
+        """Declare a queue once per link, on a passing channel: a refusal closes the channel it is made on.
+
+        An agent declares its own only; the others, and the way to them, are the controllers' to make.
+        """
+        host = self._trust.host
+        if row.name in self._declared or (host is not None and row.name != queues.agent(host)):
             return
         async with self._connection.channel(publisher_confirms=False) as channel:
-            await channel.declare_queue(row.name, durable=True, arguments=dict(row.arguments))
+            queue = await channel.declare_queue(row.name, durable=True, arguments=dict(row.arguments))
+            if row.exchange != queues.DEFAULT_EXCHANGE:
+                await queue.bind(row.exchange, row.name)
         self._declared.add(row.name)
 
+    async def _await_answers(self) -> None:
+        """Make the queue where this link's answers arrive; it goes with the connection."""
+        queue = await self._emitter.declare_queue(
+            self._answers, exclusive=True, auto_delete=True, arguments=dict(queues.EVENTS_ARGUMENTS)
+        )
+        await queue.bind(queues.REPORTS_EXCHANGE, self._answers)
+        await queue.consume(self._on_answer, no_ack=True)
+
     async def _on_answer(self, incoming: AbstractIncomingMessage) -> None:
-        future = self._asked.get(incoming.correlation_id or "")
-        if future is not None and not future.done():
-            future.set_result(incoming.body)
+        question = self._asked.get(incoming.correlation_id or "")
+        if question is None or question.answer.done():
+            return
+        try:
+            self._trust.check_answer(question.queue, origin_of(incoming, self._answers))
+        except Disbelieved as error:
+            log.warning("an answer is not believed", reason=str(error))
+            return
+        question.answer.set_result(incoming.body)
+
+
+def origin_of(incoming: AbstractIncomingMessage, place: str) -> Origin:
+    """Return what is known of a message that was taken from `place` (a queue or a topic).
+
+    A dead letter still bears the name of who sent it first, but whose queue it died in chose where it went then.
+    """
+    signature = incoming.headers.get(SIGNATURE)
+    user = None if "x-death" in incoming.headers else incoming.user_id
+    return Origin(place, user, signature if isinstance(signature, str) else None)
 
 
 @contextlib.asynccontextmanager
@@ -214,11 +280,20 @@ async def bounded(what: str, seconds: float) -> AsyncIterator[None]:
         raise BusError(f"{what} failed: {str(error) or repr(error)}") from error
 
 
-def complete(url: str, name: str, heartbeat: int) -> tuple[str, str]:
-    """Return the URL with our connection's options, and the address in it, which alone may be shown."""
+def complete(url: str, name: str, heartbeat: int, ca_file: str | None) -> Address:
+    """Return the address with our connection's options; SettingsError if the URL or the CA file is not one.
+
+    A broker at an amqps URL must show a certificate for its name there, of an authority in `ca_file` or (None) of
+    one that this machine trusts.
+    """
     parts = urlsplit(url)
     if parts.scheme not in ("amqp", "amqps") or parts.hostname is None:
         raise SettingsError("[broker] url must look like amqp://user:password@host:port/.")
+    try:
+        tls = ssl.create_default_context(cafile=ca_file) if parts.scheme == "amqps" else None
+    except OSError as error:
+        raise SettingsError(f"Cannot use the CA file {ca_file} of [broker] ca_file: {error}.") from error
     options = dict(parse_qsl(parts.query)) | {"heartbeat": str(heartbeat), "name": name}
     port = parts.port or (5672 if parts.scheme == "amqp" else 5671)
-    return parts._replace(query=urlencode(options)).geturl(), f"{parts.hostname}:{port}"
+    user = unquote(parts.username) if parts.username else "guest"
+    return Address(parts._replace(query=urlencode(options)).geturl(), user, f"{parts.hostname}:{port}", tls)

@@ -2,14 +2,15 @@
 
 A `LocalBroker` holds what a broker holds. Each process of the simulated world has a `LocalBus` of its own to
 it; when one is closed, what it had not acknowledged comes to the next. Messages cross as bytes, through the
-same codec. `Faults` decides how often and when each of them arrives.
+same codec, with the name of their sender and a controller's signature as RabbitMQ carries them. `Faults` decides how
+often and when each of them arrives.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,14 +18,17 @@ import structlog
 
 from whimbrel.bus import queues
 from whimbrel.bus.codec import Codec, current_context
-from whimbrel.bus.delivery import Failed, Handled, Hopeless, deliver, open_answer
+from whimbrel.bus.delivery import Failed, Handled, Hopeless, Receiver, deliver, open_answer
 from whimbrel.bus.port import PREFETCH, Handler, Timing
+from whimbrel.bus.trust import Disbelieved, Origin, Trust
 from whimbrel.domain.errors import BusError
 
 log = structlog.get_logger(__name__)
 
 CLOSE_GRACE = 2.0
 LONGEST_PAUSE = 5.0
+CONTROLLER = "controller"
+"""The user that every process has which is no host's agent."""
 
 
 class Faults(Protocol):
@@ -54,10 +58,15 @@ class DeadLetter:
     reason: str
 
 
+Asker = Callable[[bytes, str], None]
+"""Takes an answer and the user who gave it."""
+
+
 @dataclass
 class _Letter:
     data: bytes
-    answer: asyncio.Future[bytes] | None = None
+    origin: Origin
+    asker: Asker | None = None
     deliveries: int = 0
 
 
@@ -86,27 +95,28 @@ class LocalBroker:
         """Return the queue of that row; it exists from the first use on."""
         return self._queues.setdefault(row.name, asyncio.Queue(row.max_length))
 
-    def send(self, row: queues.Queue, data: bytes, answer: asyncio.Future[bytes] | None = None) -> None:
+    def send(self, row: queues.Queue, data: bytes, origin: Origin, asker: Asker | None = None) -> None:
         """Put as many copies as the faults want into the queue; BusError if it is full."""
         queue = self.queue(row)
         if queue.full():
             raise BusError(f"{row.name} is full with {row.max_length} messages.")
         for delay in self.faults.fate(row.name, data):
-            self._after(delay, queue, _Letter(data, answer))
+            self._after(delay, queue, _Letter(data, origin, asker))
 
-    def tell(self, topic: str, data: bytes) -> None:
+    def tell(self, topic: str, data: bytes, user: str) -> None:
         """Give an event to every subscription of the topic."""
+        origin = Origin(topic, user)
         for delay in self.faults.fate(topic, data):
             for events in self.topics.get(topic, ()):
                 if delay > 0:
-                    asyncio.get_running_loop().call_later(delay, events.put, _Letter(data))
+                    asyncio.get_running_loop().call_later(delay, events.put, _Letter(data, origin))
                 else:
-                    events.put(_Letter(data))
+                    events.put(_Letter(data, origin))
 
-    def reply(self, letter: _Letter, data: bytes) -> None:
+    def reply(self, asker: Asker, data: bytes, user: str) -> None:
         """Answer a call, unless the faults lose it or the asker has gone."""
         for delay in self.faults.fate("answer", data)[:1]:
-            asyncio.get_running_loop().call_later(delay, _resolve, letter.answer, data)
+            asyncio.get_running_loop().call_later(delay, asker, data, user)
 
     def bury(self, row: queues.Queue, letter: _Letter, reason: str) -> None:
         """Keep a letter that nobody could take."""
@@ -123,9 +133,14 @@ class LocalBroker:
 class LocalBus:
     """The port `Bus` to a `LocalBroker`."""
 
-    def __init__(self, broker: LocalBroker, codec: Codec, *, timing: Timing | None = None) -> None:
+    def __init__(
+        self, broker: LocalBroker, codec: Codec, *, timing: Timing | None = None, trust: Trust | None = None
+    ) -> None:
         self._broker = broker
         self._codec = codec
+        self._trust = trust or Trust()
+        self._user = CONTROLLER if self._trust.host is None else queues.agent(self._trust.host)
+        self._receiver = Receiver(codec, self._trust)
         self._timing = timing or Timing()
         self._started = asyncio.Event()
         self._pumps: list[asyncio.Task[None]] = []
@@ -153,14 +168,24 @@ class LocalBus:
     async def cast(self, queue: str, message: object) -> None:
         """Put the message into the queue; BusError if there is no such queue or it is full."""
         data = self._codec.encode(message, current_context())
-        self._broker.send(self._sendable(queue), data)
+        self._broker.send(self._sendable(queue), data, self._origin(queue, data))
         await asyncio.sleep(0)
 
     async def call(self, queue: str, message: object, *, timeout: float) -> object:
         """Return the handler's answer; BusError after `timeout` seconds, or if the handler refused."""
         data = self._codec.encode(message, current_context())
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._broker.send(self._sendable(queue), data, answer)
+
+        def take(data: bytes, user: str) -> None:
+            try:
+                self._trust.check_answer(queue, Origin("answers", user))
+            except Disbelieved as error:
+                log.warning("an answer is not believed", reason=str(error))
+                return
+            if not answer.done():
+                answer.set_result(data)
+
+        self._broker.send(self._sendable(queue), data, self._origin(queue, data), take)
         try:
             answered = await asyncio.wait_for(answer, timeout)
         except TimeoutError as error:
@@ -169,16 +194,19 @@ class LocalBus:
 
     async def emit(self, topic: str, message: object) -> None:
         """Tell whoever listens now; lost without a word if nobody does."""
-        self._broker.tell(topic, self._codec.encode(message, current_context()))
+        queues.exchange_of(topic, self._trust.host)
+        self._broker.tell(topic, self._codec.encode(message, current_context()), self._user)
 
     async def consume(self, queue: str, handler: Handler, *, prefetch: int = PREFETCH) -> None:
         """Give each message of the queue to `handler`."""
-        row = queues.find(queue)
+        row = queues.readable(queue, self._trust.host)
         letters = self._broker.queue(row)
         self._pumps.append(asyncio.create_task(self._pump(letters, handler, prefetch, row)))
 
     async def subscribe(self, topic: str, handler: Handler) -> None:
         """Give each event of the topic to `handler` from now on."""
+        if self._trust.host is not None:
+            raise BusError(f"The agent of {self._trust.host} may not listen to {topic}.")
         events = _Events()
         self._broker.topics.setdefault(topic, []).append(events)
         self._subscriptions.append((topic, events))
@@ -196,7 +224,10 @@ class LocalBus:
     def _sendable(self, queue: str) -> queues.Queue:
         if not self._started.is_set():
             raise BusError("The bus is closed, or was not started.")
-        return queues.find(queue)
+        return queues.writable(queue, self._trust.host)
+
+    def _origin(self, queue: str, data: bytes) -> Origin:
+        return Origin(queue, self._user, self._trust.sign(queue, data))
 
     async def _pump(
         self, letters: asyncio.Queue[_Letter], handler: Handler, prefetch: int, row: queues.Queue | None
@@ -216,11 +247,12 @@ class LocalBus:
         self, letters: asyncio.Queue[_Letter], letter: _Letter, handler: Handler, row: queues.Queue | None
     ) -> None:
         try:
-            outcome = await deliver(self._codec, handler, letter.data, asked=letter.answer is not None)
+            asked = letter.asker is not None
+            outcome = await deliver(self._receiver, handler, letter.data, letter.origin, asked=asked)
             match outcome:
                 case Handled(answer):
-                    if answer is not None:
-                        self._broker.reply(letter, answer)
+                    if answer is not None and letter.asker is not None:
+                        self._broker.reply(letter.asker, answer, self._user)
                 case Hopeless(reason) if row is not None:
                     self._broker.bury(row, letter, reason)
                 case Failed(reason) if row is not None:
@@ -242,8 +274,3 @@ def _put(queue: asyncio.Queue[_Letter], letter: _Letter) -> None:
         queue.put_nowait(letter)
     except asyncio.QueueFull:
         log.error("a full queue lost a message that came late or again")
-
-
-def _resolve(answer: asyncio.Future[bytes] | None, data: bytes) -> None:
-    if answer is not None and not answer.done():
-        answer.set_result(data)

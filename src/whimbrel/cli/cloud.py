@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -42,8 +43,9 @@ class Cloud:
         self._token = ""
         self._endpoints: dict[str, str] = {}
         try:
+            known = ssl.create_default_context(cafile=login.verify) if isinstance(login.verify, str) else login.verify
             self._http = httpx2.Client(
-                verify=login.verify,
+                verify=known,
                 timeout=httpx2.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
                 trust_env=not login.direct,
             )

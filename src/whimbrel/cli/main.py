@@ -58,6 +58,7 @@ RUNNING = (
     Entry("roles", "keeper", "Keep this host's lease, so that others may prove it is over."),
     Entry("roles", "db", "Look after the database."),
     Entry("bootstrap", "bootstrap", "Make the first users, projects and network."),
+    Entry("host", "host", "Let a host in: its broker user, and the key that it obeys."),
 )
 TRYING = (Entry("lab", "lab", "A cloud of several hosts on this machine.", more=(("demo", "demo"),)),)
 SECTIONS = {

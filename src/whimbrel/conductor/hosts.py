@@ -80,7 +80,7 @@ def _answer(tx: Connection, beat: Heartbeat, conf: settings.Conductor) -> Effect
         effects.passing.append((queue, Welcome(beat.host, beat.admission, fencing.standings(tx, beat.host))))
     elif beat.lease_asked is not None:
         tx.execute(update(hosts).where(hosts.c.name == beat.host).values(lease_number=hosts.c.lease_number + 1))
-        effects.passing.append((queue, Lease(beat.host, beat.lease_asked, conf.lease_seconds)))
+        effects.passing.append((queue, Lease(beat.host, beat.admission, beat.lease_asked, conf.lease_seconds)))
     return effects
 
 

@@ -6,9 +6,7 @@ a role or a user that is taken away meanwhile ends with the token's life. A tick
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,7 +15,7 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from whimbrel.domain.errors import SettingsError, Unauthorized
 from whimbrel.identity.caller import Caller
-from whimbrel.ops import clock, ids
+from whimbrel.ops import clock, ids, keyfile
 
 TICKET_SECONDS = 3600
 MAX_TOKEN_CHARACTERS = 8192
@@ -92,7 +90,7 @@ def _keys(path: Path) -> list[bytes]:
     """Read the keys, one a line; make the file with one key when there is none."""
     try:
         if not path.exists():
-            _make(path)
+            keyfile.make(path, Fernet.generate_key() + b"\n")
         keys = path.read_bytes().split()
         for key in keys:
             Fernet(key)
@@ -103,19 +101,3 @@ def _keys(path: Path) -> list[bytes]:
     if not keys:
         raise SettingsError(f"{path} holds no key; remove the file to have one made.")
     return keys
-
-
-def _make(path: Path) -> None:
-    """Write a new key so that, of several processes that start at once, one wins and all read the same."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{ids.new_hex()}")
-    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(Fernet.generate_key() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):
-            os.link(draft, path)
-    finally:
-        draft.unlink()

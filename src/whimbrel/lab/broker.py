@@ -8,18 +8,26 @@ broker that it did not start.
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
+import json
 import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from threading import Event
 from urllib.parse import quote
 
+from whimbrel.bus import queues
 from whimbrel.domain.errors import Unavailable
+from whimbrel.lab.certificates import Tls
+from whimbrel.lab.state import write_private
 from whimbrel.ops import clock
 
 LAUNCHER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
@@ -27,10 +35,9 @@ AMQP_HEADER = b"AMQP\x00\x00\x09\x01"
 STOP_DEADLINE = 20.0
 POLL = 0.05
 
+# Users and what each may do come with the definitions; every start sets them anew.
 CONFIG = """\
-listeners.tcp.default = {address}:{port}
-default_user = {user}
-default_pass = {password}
+load_definitions = {dir}/definitions.json
 loopback_users = none
 log.file = broker.log
 log.file.level = info
@@ -38,23 +45,58 @@ log.console = false
 disk_free_limit.absolute = 64MB
 vm_memory_high_watermark.absolute = 512MB
 """
+PLAIN = "listeners.tcp.default = {address}:{port}\n"
+TLS_ONLY = """\
+listeners.tcp = none
+listeners.ssl.default = {address}:{port}
+ssl_options.cacertfile = {tls.authority}
+ssl_options.certfile = {tls.certificate}
+ssl_options.keyfile = {tls.key}
+ssl_options.verify = verify_none
+ssl_options.versions.1 = tlsv1.3
+ssl_options.versions.2 = tlsv1.2
+"""
 
 
 class Broker:
-    """One RabbitMQ node that lives in `dir`; any process may make the object anew and control it."""
+    """One RabbitMQ node that lives in `dir`; any process may make the object anew and control it.
 
-    def __init__(self, dir: Path, address: str, port: int, *, user: str, password: str) -> None:
+    `user` may do everything; `hosts` are passwords of hosts, whose agents may do what an agent must. With `tls`
+    nothing but TLS is spoken.
+    """
+
+    def __init__(
+        self,
+        dir: Path,
+        address: str,
+        port: int,
+        *,
+        user: str,
+        password: str,
+        hosts: Mapping[str, str] | None = None,
+        tls: Tls | None = None,
+    ) -> None:
         self.dir = dir.absolute()
         self.address = address
         self.port = port
         self.user = user
         self.password = password
+        self.hosts = dict(hosts or {})
+        self.tls = tls
         self._children: list[subprocess.Popen[bytes]] = []
 
     @property
     def url(self) -> str:
-        """The AMQP URL that clients connect to, with its credentials."""
-        return f"amqp://{quote(self.user, safe='')}:{quote(self.password, safe='')}@{self.address}:{self.port}/"
+        """The AMQP URL that controllers connect to, with its credentials."""
+        return self._url(self.user, self.password)
+
+    def url_of(self, host: str) -> str:
+        """Return the AMQP URL that the agent of a host connects to, with its own credentials."""
+        return self._url(queues.agent(host), self.hosts[host])
+
+    def _url(self, user: str, password: str) -> str:
+        scheme = "amqp" if self.tls is None else "amqps"
+        return f"{scheme}://{quote(user, safe='')}:{quote(password, safe='')}@{self.address}:{self.port}/"
 
     @property
     def pid(self) -> int | None:
@@ -92,13 +134,33 @@ class Broker:
         self._children.clear()
 
     def _prepare(self) -> None:
-        """Write the configuration; the file holds the password, so only its owner may read it."""
+        """Write the configuration, and the users with hashes of their passwords."""
         for directory in (self.dir, self.dir / "home", self.dir / "log"):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        config = self.dir / "rabbitmq.conf"
-        config.touch(mode=0o600)
-        config.write_text(CONFIG.format(address=self.address, port=self.port, user=self.user, password=self.password))
+        listener = PLAIN if self.tls is None else TLS_ONLY
+        config = CONFIG.format(dir=self.dir) + listener.format(address=self.address, port=self.port, tls=self.tls)
+        write_private(self.dir / "rabbitmq.conf", config)
+        write_private(self.dir / "definitions.json", json.dumps(self._definitions(), indent=1))
         (self.dir / "enabled_plugins").write_text("[].\n")
+
+    def _definitions(self) -> dict[str, object]:
+        """Return the virtual host, the users and their permissions as RabbitMQ imports them."""
+        everything = queues.Permissions(".*", ".*", ".*")
+        users = {self.user: (self.password, everything)}
+        users |= {queues.agent(host): (password, queues.permissions(host)) for host, password in self.hosts.items()}
+        return {
+            "vhosts": [{"name": "/"}],
+            "users": [
+                {
+                    "name": name,
+                    "password_hash": _hashed(password),
+                    "hashing_algorithm": "rabbit_password_hashing_sha256",
+                    "tags": "",
+                }
+                for name, (password, _) in users.items()
+            ],
+            "permissions": [{"user": name, "vhost": "/", **asdict(may)} for name, (_, may) in users.items()],
+        }
 
     def _environment(self) -> dict[str, str]:
         """Override everything that would otherwise come from the system's own RabbitMQ."""
@@ -158,8 +220,11 @@ class Broker:
     def _speaks_amqp(self) -> bool:
         try:
             with socket.create_connection((self.address, self.port), timeout=1) as connection:
-                connection.sendall(AMQP_HEADER)
-                return connection.recv(1) == b"\x01"
+                if self.tls is None:
+                    return _greets(connection)
+                known = ssl.create_default_context(cafile=self.tls.authority)
+                with known.wrap_socket(connection, server_hostname=self.address) as secret:
+                    return _greets(secret)
         except OSError:
             return False
 
@@ -171,6 +236,17 @@ class Broker:
                 return False
             pause.wait(POLL)
         return True
+
+
+def _greets(connection: socket.socket) -> bool:
+    connection.sendall(AMQP_HEADER)
+    return connection.recv(1) == b"\x01"
+
+
+def _hashed(password: str) -> str:
+    """Return RabbitMQ's salted hash of a password."""
+    salt = os.urandom(4)
+    return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
 
 
 def _epmd_path() -> str:

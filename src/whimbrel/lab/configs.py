@@ -9,6 +9,9 @@ from typing import Any
 
 import yaml
 
+from whimbrel.bus.signing import Signer
+from whimbrel.lab.broker import Broker
+from whimbrel.lab.certificates import tls_of
 from whimbrel.lab.network import GUEST_BRIDGE, GUEST_CIDR, MTU
 from whimbrel.lab.state import write_private
 from whimbrel.ops import ids
@@ -49,28 +52,55 @@ Tables = Mapping[str, Mapping[str, Any]]
 
 def api_url(address: str) -> str:
     """Return where the API answers."""
-    return f"http://{address}:{API_PORT}"
+    return f"https://{address}:{API_PORT}"
 
 
-def write_controller(path: Path, address: str, broker_url: str, override: Tables) -> None:
+def write_controller(path: Path, address: str, broker: Broker, override: Tables) -> None:
     """Write the settings of api, scheduler and conductor; everything durable lies beside the file."""
     here = path.parent
     url = api_url(address)
+    proof = tls_of(tls_dir(here), "api")
     tables: dict[str, dict[str, Any]] = {
         "database": {"url": f"sqlite:///{here}/whimbrel.db"},
-        "broker": {"url": broker_url},
-        "api": {"listen": address, "port": API_PORT, "public_url": url, "image_dir": f"{here}/images"},
+        "broker": {"url": broker.url, "ca_file": str(proof.authority)},
+        "api": {
+            "listen": address,
+            "port": API_PORT,
+            "public_url": url,
+            "image_dir": f"{here}/images",
+            "certificate_file": str(proof.certificate),
+            "key_file": str(proof.key),
+        },
         "identity": {"key_file": f"{here}/token.keys"},
+        "orders": {"key_file": str(order_key(here))},
         "conductor": {**CONDUCTOR, "image_url": f"{url}/image"},
     }
     _write(path, tables, override)
 
 
-def write_agent(path: Path, host: str, address: str, broker_url: str, override: Tables) -> None:
-    """Write the settings of one host's agent."""
-    here = path.parent
-    own = {"host": host, "address": address, "state_dir": f"{here}/agent", "ssh_config": f"{here}/ssh/config"}
-    _write(path, {"broker": {"url": broker_url}, "agent": {**AGENT, **own}}, override)
+def tls_dir(dir: Path) -> Path:
+    """Return where a lab keeps its certificates."""
+    return dir / "tls"
+
+
+def order_key(dir: Path) -> Path:
+    """Return where a lab's controllers keep the key that they sign orders with."""
+    return dir / "order.key"
+
+
+def write_agent(path: Path, host: str, address: str, broker: Broker, override: Tables) -> None:
+    """Write the settings of one host's agent, with its own credentials and nobody else's."""
+    here, lab = path.parent, path.parents[2]
+    authority = str(tls_of(tls_dir(lab), "broker").authority)
+    own = {
+        "host": host,
+        "address": address,
+        "controller_keys": [Signer.load(order_key(lab)).public_key],
+        "ca_file": authority,
+        "state_dir": f"{here}/agent",
+        "ssh_config": f"{here}/ssh/config",
+    }
+    _write(path, {"broker": {"url": broker.url_of(host), "ca_file": authority}, "agent": {**AGENT, **own}}, override)
 
 
 def write_users(dir: Path, url: str) -> None:
@@ -90,6 +120,7 @@ def write_users(dir: Path, url: str) -> None:
                 "project_domain_name": "Default",
             },
             "region_name": "RegionOne",
+            "cacert": str(tls_of(tls_dir(dir), "api").authority),
             "identity_api_version": "3",
         }
         for user in users

@@ -18,8 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from whimbrel.bus.signing import Signer
 from whimbrel.domain.errors import Invalid, NotFound, Unavailable
-from whimbrel.lab import configs, guest, keys, state
+from whimbrel.lab import certificates, configs, guest, keys, state
 from whimbrel.lab.broker import Broker
 from whimbrel.lab.configs import Tables
 from whimbrel.lab.hosts import Host
@@ -51,6 +52,8 @@ class Lab:
             facts.broker_port,
             user="whimbrel",
             password=facts.broker_password,
+            hosts=facts.host_passwords,
+            tls=certificates.tls_of(configs.tls_dir(dir), "broker"),
         )
 
     @classmethod
@@ -203,9 +206,11 @@ class Lab:
         addresses = {host.name: host.address for host in self.hosts.values()}
         with ThreadPoolExecutor() as pool:
             # The slow ones first: the broker takes four seconds, the first build of the image three.
+            certificates.make(configs.tls_dir(self.dir), self.network.address)
             broker = pool.submit(self.broker.start)
             image = pool.submit(guest.image) if self.facts.services else None
             self.network.connect_machine()
+            Signer.load(configs.order_key(self.dir))
             keys.make_keys(self.dir, addresses)
             list(pool.map(lambda host: self._make_host(host, addresses, settings), self.hosts.values()))
             broker.result()
@@ -217,13 +222,13 @@ class Lab:
     def _make_host(self, host: Host, addresses: dict[str, str], settings: Tables) -> None:
         self.network.connect_host(host.name, host.number)
         host.prepare(addresses)
-        configs.write_agent(host.dir / "agent.toml", host.name, host.address, self.broker.url, settings)
+        configs.write_agent(host.dir / "agent.toml", host.name, host.address, self.broker, settings)
         host.power_on()
         host.wait_ready()
 
     def _start_services(self, image: Path, settings: Tables) -> None:
         config = self.dir / "controller.toml"
-        configs.write_controller(config, self.network.address, self.broker.url, settings)
+        configs.write_controller(config, self.network.address, self.broker, settings)
         configs.write_users(self.dir, self.api_url)
         self._tool("db", "upgrade", "--config", str(config))
         self._tool("bootstrap", "--config", str(config), "--file", str(self.dir / "bootstrap.json"))
@@ -292,12 +297,14 @@ def _new_facts(dir: Path, hosts: int, name: str | None, split: bool, services: b
     if name is not None and Network(name, 0).namespaces():
         raise Invalid(f"A lab named {name} is up on this machine; choose another --name.")
     subnet = reserve_subnet()
+    names = [f"h{number}" for number in range(1, hosts + 1)]
     facts = State(
         name=name or f"lab{subnet}",
         subnet=subnet,
-        hosts=[f"h{number}" for number in range(1, hosts + 1)],
+        hosts=names,
         broker_port=_free_ports(15000 + 12 * subnet),
         broker_password=ids.new_secret(18),
+        host_passwords={name: ids.new_secret(18) for name in names},
         split=split,
         services=services,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,8 +23,10 @@ class Seeder:
     """A client of the lab's API as its administrator."""
 
     def __init__(self, url: str, clouds_yaml: Path) -> None:
-        self._auth = yaml.safe_load(clouds_yaml.read_text())["clouds"]["admin"]["auth"]
-        self._http = httpx2.Client(base_url=url, timeout=30, trust_env=False)
+        cloud = yaml.safe_load(clouds_yaml.read_text())["clouds"]["admin"]
+        self._auth = cloud["auth"]
+        known = ssl.create_default_context(cafile=cloud.get("cacert"))
+        self._http = httpx2.Client(base_url=url, timeout=30, trust_env=False, verify=known)
 
     def __enter__(self) -> Seeder:
         return self

@@ -20,6 +20,7 @@ class State(msgspec.Struct, forbid_unknown_fields=True):
     hosts: list[str]
     broker_port: int
     broker_password: str
+    host_passwords: dict[str, str]
     split: bool
     services: bool
     ready: bool = False

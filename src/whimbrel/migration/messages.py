@@ -159,9 +159,13 @@ class Welcome:
 
 @dataclass(frozen=True)
 class Lease:
-    """Conductor to agent: the host may run guests until `seconds` after `asked`, which is its own CLOCK_BOOTTIME."""
+    """Conductor to agent: the host may run guests until `seconds` after `asked`, which is its own CLOCK_BOOTTIME.
+
+    That clock begins anew at each boot, so a Lease holds only for the admission whose heartbeat asked for it.
+    """
 
     host: str
+    admission: str
     asked: float
     seconds: float
 

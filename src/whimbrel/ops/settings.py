@@ -20,10 +20,15 @@ class Database(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Broker(msgspec.Struct, forbid_unknown_fields=True):
-    """RabbitMQ, as an AMQP URL. The heartbeat is how long a silent broker is believed, in seconds."""
+    """RabbitMQ, as an AMQP URL. The heartbeat is how long a silent broker is believed, in seconds.
+
+    At an `amqps` URL the broker must show a certificate for the URL's host, of an authority in `ca_file` (PEM; None:
+    of one that this machine trusts).
+    """
 
     url: str
     heartbeat: int = 10
+    ca_file: str | None = None
 
 
 class Logs(msgspec.Struct, forbid_unknown_fields=True):
@@ -35,7 +40,10 @@ class Logs(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Api(msgspec.Struct, forbid_unknown_fields=True):
-    """The HTTP side. `public_url` is what clients are told; requests' Host headers are never believed."""
+    """The HTTP side. `public_url` is what clients are told; requests' Host headers are never believed.
+
+    With `certificate_file` (PEM, with what it needs of its chain) and `key_file` it speaks TLS, and nothing else.
+    """
 
     listen: str = "127.0.0.1"
     port: int = 8774
@@ -43,6 +51,8 @@ class Api(msgspec.Struct, forbid_unknown_fields=True):
     image_dir: str = "/var/lib/whimbrel/images"
     region: str = "RegionOne"
     policy_file: str | None = None
+    certificate_file: str | None = None
+    key_file: str | None = None
 
 
 class Identity(msgspec.Struct, forbid_unknown_fields=True):
@@ -50,6 +60,15 @@ class Identity(msgspec.Struct, forbid_unknown_fields=True):
 
     key_file: str = "/var/lib/whimbrel/token.keys"
     token_lifetime: int = 3600
+
+
+class Orders(msgspec.Struct, forbid_unknown_fields=True):
+    """What proves to hosts that a controller speaks: the Ed25519 key (made at the first start, mode 0600).
+
+    Controllers may share one, or have one each; a host's `controller_keys` names every public key that it obeys.
+    """
+
+    key_file: str = "/var/lib/whimbrel/order.key"
 
 
 class Scheduler(msgspec.Struct, forbid_unknown_fields=True):
@@ -115,6 +134,10 @@ class Agent(msgspec.Struct, forbid_unknown_fields=True):
     disk_ratio: float = 1.0
     lease: bool = False
     """Ask for a lease, which `whimbrel keeper` on this host enforces: without a valid one no guest runs here."""
+    controller_keys: list[str] = []
+    """The public keys of the controllers that this host obeys."""
+    ca_file: str | None = None
+    """The authorities (PEM) by which an https image store is known; None: those that this machine trusts."""
 
 
 class FenceDevice(msgspec.Struct, forbid_unknown_fields=True):
@@ -145,6 +168,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     logs: Logs = msgspec.field(default_factory=Logs)
     api: Api = msgspec.field(default_factory=Api)
     identity: Identity = msgspec.field(default_factory=Identity)
+    orders: Orders = msgspec.field(default_factory=Orders)
     scheduler: Scheduler = msgspec.field(default_factory=Scheduler)
     conductor: Conductor = msgspec.field(default_factory=Conductor)
     fencing: Fencing = msgspec.field(default_factory=Fencing)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import structlog
 from sqlalchemy import Connection, Row, bindparam, case, select, update
 
 from whimbrel.domain.server import Flavor, Guest, Image, disks_for
 from whimbrel.ops import clock
 from whimbrel.store import networks
 from whimbrel.store.tables import servers
+
+_log = structlog.get_logger()
 
 
 def flavor_of(snapshot: dict[str, Any]) -> Flavor:
@@ -68,10 +71,17 @@ def next_number(tx: Connection, server_id: str, to_host: str, *, raise_epoch: bo
     return tx.execute(_NEXT_NUMBER, {"server_id": server_id, "higher": int(raise_epoch), "to_host": to_host}).one()
 
 
+NUMBERS_MAX = 1_000_000_000
+"""No server lives long enough to get so many orders. A host that says so lies, and would use the column's room up."""
+
+
 def adopt_numbers(tx: Connection, server_id: str, epoch: int, number: int) -> bool:
     """Raise the server's numbers to what a host has seen, after a restore of this database; return whether it did."""
     row = tx.execute(select(servers.c.epoch, servers.c.order_number).where(servers.c.id == server_id)).one()
     if row.epoch >= epoch and row.order_number >= number:
+        return False
+    if max(epoch, number) > NUMBERS_MAX:
+        _log.error("a host claims numbers that no server can have", server=server_id, epoch=epoch, number=number)
         return False
     tx.execute(
         update(servers)

@@ -24,8 +24,8 @@ from whimbrel.migration.ports import Control
 class ImageCache:
     """Fetches each base image once, however many servers ask for it at the same time."""
 
-    def __init__(self, host: str, directory: Path) -> None:
-        self._host, self._directory = host, directory
+    def __init__(self, host: str, directory: Path, ca_file: str | None = None) -> None:
+        self._host, self._directory, self._ca_file = host, directory, ca_file
 
     def link(self, image: Image, path: Path, source: Blocks | None, control: Control) -> None:
         """Make `path` a link to the image's file, fetched first if this host lacks it.
@@ -64,7 +64,7 @@ class ImageCache:
         free = free_bytes(self._directory)
         if free < image.size_bytes:
             raise self._missing(image, [f"it needs {image.size_bytes >> 20} MiB and {free >> 20} MiB are free there"])
-        places = [from_store(image.ticket_url)] if image.ticket_url else []
+        places = [from_store(image.ticket_url, self._ca_file)] if image.ticket_url else []
         places += [source] if source is not None else []
         reasons = [] if places else ["the order has no address to fetch it from"]
         part = kept.with_suffix(".part")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import ssl
 import subprocess
 import urllib.error
 import urllib.request
@@ -23,16 +24,19 @@ BLOCK = 1 << 20
 Blocks = Generator[bytes, None, None]
 """An image in pieces; closing it ends what brings it."""
 
-# The image store is named in the order; a proxy of the agent's environment has no part in it.
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
+def from_store(url: str, ca_file: str | None) -> Blocks:
+    """Read from the image store; raise StepError with the reason, without the ticket, which is a secret.
 
-def from_store(url: str) -> Blocks:
-    """Read from the image store; raise StepError with the reason, without the ticket, which is a secret."""
+    A store at an https address is known by an authority in `ca_file`, or (None) by one that this machine trusts.
+    """
     parts = urlsplit(url)
     public = f"{parts.scheme}://{parts.netloc}{parts.path}"
     try:
-        with _OPENER.open(url, timeout=SILENCE) as reply:
+        tls = urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=ca_file))
+        # The image store is named in the order; a proxy of the agent's environment has no part in it.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), tls)
+        with opener.open(url, timeout=SILENCE) as reply:
             while block := reply.read(BLOCK):
                 yield block
     except urllib.error.HTTPError as error:

@@ -39,7 +39,7 @@ class HostDisks:
     def __init__(self, settings: Agent, channels: SshChannels, ready: Callable[[Order], None] | None = None) -> None:
         self._host = settings.host
         self._directories = HostDirectories(settings.instances_dir)
-        self._cache = ImageCache(settings.host, self._directories.root / CACHE)
+        self._cache = ImageCache(settings.host, self._directories.root / CACHE, settings.ca_file)
         self._channels = channels
         self._ready = ready
 

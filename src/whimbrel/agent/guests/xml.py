@@ -13,6 +13,7 @@ from pathlib import Path
 
 from whimbrel.agent.disks.frames import CONFIG_DRIVE
 from whimbrel.agent.disks.qcow2 import BASE
+from whimbrel.agent.guests.borders import refuse_reach
 from whimbrel.domain.errors import StepError
 from whimbrel.domain.server import Disk, Guest, Image, Nic
 from whimbrel.ops.settings import Agent
@@ -62,7 +63,10 @@ def new_definition(guest: Guest, image: Image | None, host: Host) -> str:
 def carried_definition(
     definition: str, old: Guest, new: Guest, image: Image | None, host: Host
 ) -> tuple[str, list[str]]:
-    """Return the definition that came with a move, fitted to this host, and each rewrite in words."""
+    """Return the definition that came with a move, fitted to this host, and each rewrite in words.
+
+    Raise StepError if it cannot be read, is another server's, or reaches for what is not the server's.
+    """
     domain = _parsed(definition, new.uuid)
     rewrites: list[str] = []
     kind = domain.get("type")
@@ -78,6 +82,7 @@ def carried_definition(
             source.set("bridge", host.settings.bridge)
             rewrites.append(f"bridge {bridge} -> {host.settings.bridge}")
     rewrites += _fit_cache(domain, host)
+    refuse_reach(domain, host.directory, host.settings.host)
     return _written(domain), rewrites
 
 

@@ -87,9 +87,10 @@ def whole(call: Call, situation: Situation, hosts: Mapping[str, Row[Any]]) -> Re
 
 
 def _progress(call: Call, situation: Situation) -> int:
-    if situation.migration is None or situation.migration.window_open:
+    migration = situation.migration
+    if migration is None or migration.window_open:
         return 0
-    word = call.services.hub.newest(situation.migration.id)
+    word = call.services.hub.newest(migration.id, (migration.source, migration.target))
     return min(100, word.done * 100 // word.total) if word is not None and word.total > 0 else 0
 
 

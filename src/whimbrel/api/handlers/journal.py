@@ -47,7 +47,11 @@ async def show(call: Call) -> Reply:
 
 
 def _shown(call: Call, story: Story) -> dict[str, Any]:
-    return view.migration(story, call.services.hub.newest(story.row.id), _reader(call))
+    return view.migration(story, call.services.hub.newest(story.row.id, _hosts(story)), _reader(call))
+
+
+def _hosts(story: Story) -> tuple[str | None, ...]:
+    return story.row.source, story.row.target
 
 
 async def _load(call: Call) -> Story:
@@ -92,7 +96,8 @@ async def _watch(call: Call, story: Story) -> AsyncIterator[bytes]:
             if word is None:
                 return
             if isinstance(word, Progress):
-                yield _event("progress", view.progress_of(word, reader))
+                if word.host in _hosts(story):
+                    yield _event("progress", view.progress_of(word, reader))
             else:
                 story = await _load(call)
 
