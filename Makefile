@@ -3,10 +3,8 @@ SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 BIN := $(VENV)/bin
-SEED := 1
-MINUTES := 600
 
-.PHONY: help setup demo lab test lint proof bench lock clean
+.PHONY: help setup demo lab test sim proof lint bench lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,8 +27,16 @@ lint: setup  ## ruff, mypy --strict, import-linter
 test: lint  ## everything that must hold, on real guests too
 	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
-proof: setup  ## every step, every fault, on real guests and without; goes on where it stopped (CELLS="cold revert" MINUTES=60)
-	$(PY) -m tests.fault.proof fake $(or $(CELLS),cold resize confirm revert build delete power) --seed $(SEED) --minutes $(MINUTES)
+SEEDS ?= 2000
+FIRST ?= 1
+sim: setup  ## simulate SEEDS seeds from FIRST on: every kind of fault, every promise audited
+	$(PY) -m tests.sim.run --seeds $(SEEDS) --first $(FIRST) --processes $(shell nproc)
+
+SEED ?= 1
+MINUTES ?= 600
+EVERY := cold resize confirm revert build delete power
+proof: sim  ## prove it at length: SEEDS=20000, then each fault at each step; goes on where it stopped (CELLS="cold revert" MINUTES=60)
+	$(PY) -m tests.fault.proof fake $(or $(CELLS),$(EVERY)) --seed $(SEED) --minutes $(MINUTES)
 	$(PY) -m tests.fault.proof real $(CELLS) --seed $(SEED) --minutes $(MINUTES)
 
 bench: setup  ## measure; raw rows go to benchmarks/results

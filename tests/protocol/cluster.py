@@ -160,6 +160,11 @@ class Host:
             self.touch("rename_back")
             self.live = self.sealed.pop(attempt)
 
+    def bring_back(self, server: str) -> None:
+        if self.live is None and len(self.sealed) == 1:
+            self.touch("bring_back")
+            self.live = self.sealed.popitem()[1]
+
     def is_sealed(self, server: str, attempt: str) -> bool:
         return attempt in self.sealed
 

@@ -147,6 +147,15 @@ class HostDirectories:
                 raise StepError(f"{sealed} is missing, so there is nothing to go back to on this host.")
             sync_directory(self.root)
 
+    def bring_back(self, server: str) -> None:
+        """Rename the only sealed copy to live when there is no live one: an unseal was given up after errors."""
+        live = self.live(server)
+        with in_words("bring back", live):
+            sealed = [path for path in self.root.glob(f"{server}.sealed-*") if _is_directory(path)]
+            if len(sealed) == 1 and not _exists(live):
+                sealed[0].rename(live)
+            sync_directory(self.root)
+
     def is_sealed(self, server: str, attempt: str) -> bool:
         """Return whether the copy that this attempt sealed is there."""
         sealed = self.sealed(server, attempt)
@@ -171,10 +180,8 @@ class HostDirectories:
 
     def discard(self, server: str, attempt: str) -> int:
         """Remove what this attempt made here, incoming or live; return the bytes freed."""
-        freed = self._remove(self.incoming(server, attempt))
-        if self.is_live(server, attempt):
-            freed += self._remove(self.live(server))
-        return freed
+        live, freed = self.live(server), self._remove(self.incoming(server, attempt))
+        return freed + (self._remove(live) if self.is_live(server, attempt) else self._empty_trash(live))
 
     def remove_sealed(self, server: str, attempt: str) -> int:
         """Remove the copy that this attempt sealed; return the bytes freed."""
@@ -185,7 +192,8 @@ class HostDirectories:
         live = self.live(server)
         with in_words("list", self.root):
             theirs = [path for path in self.root.glob(f"{server}.*") if _is_directory(path)]
-        return sum(self._remove(path) for path in [live, *theirs])
+            freed = sum(_unlink_tree(path) for path in self.root.glob(f"{TRASH}{server}*"))
+        return freed + sum(self._remove(path) for path in [live, *theirs])
 
     def collect_trash(self) -> int:
         """Remove what a crash left half removed; return the bytes freed. For the agent's start."""
@@ -203,13 +211,20 @@ class HostDirectories:
     def _remove(self, directory: Path) -> int:
         """Rename to trash, then unlink: a crash in between leaves nothing that looks like a server."""
         with in_words("remove", directory):
-            trash = self.root / f"{TRASH}{directory.name}"
-            freed = _unlink_tree(trash)
+            freed = self._empty_trash(directory)
             if _is_directory(directory):
-                directory.rename(trash)
+                directory.rename(self._trash(directory))
                 sync_directory(self.root)
-                freed += _unlink_tree(trash)
+                freed += self._empty_trash(directory)
             return freed
+
+    def _empty_trash(self, directory: Path) -> int:
+        """Unlink what an earlier try has renamed and did not get to the end of."""
+        with in_words("remove", directory):
+            return _unlink_tree(self._trash(directory))
+
+    def _trash(self, directory: Path) -> Path:
+        return self.root / f"{TRASH}{directory.name}"
 
 
 def _checked(pattern: re.Pattern[str], text: str, what: str) -> str:

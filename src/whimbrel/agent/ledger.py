@@ -109,9 +109,14 @@ class ServerRecord:
     grant_epoch: int | None = None
     grant_boot: str | None = None
     released_epoch: int | None = None
+    at_work: bool = False
+    """Its newest order has not ended."""
 
 
-_SERVER_COLUMNS = "server, epoch, number, sealed, grant_epoch, grant_boot, released_epoch"
+_SERVER_COLUMNS = (
+    "server, epoch, number, sealed, grant_epoch, grant_boot, released_epoch, EXISTS (SELECT 1 FROM orders "
+    "WHERE orders.server = servers.server AND orders.number = servers.number AND ended_at IS NULL)"
+)
 
 
 class Ledger:

@@ -59,12 +59,12 @@ def hear(tx: Connection, beat: Heartbeat, conf: settings.Conductor) -> Effects:
         guest = reported.get(row.id)
         if guest is not None and servers_core.adopt_numbers(tx, row.id, guest.epoch, guest.number):
             _log.warning("numbers adopted from a host's ledger", server=row.id, on=beat.host)
-        if row.busy or (guest is not None and guest.number < row.host_number):
-            continue
-        state = guest.power_state if guest is not None else PowerState.STOPPED
+        if row.busy or guest is None or guest.number < row.host_number:
+            continue  # it was composed before the newest order, or cannot be dated: the next one knows better
+        state = guest.power_state
         if state == PowerState.UNKNOWN or state == row.power_state:
             continue
-        ran = guest is not None and guest.interrupted and row.power_state == PowerState.RUNNING
+        ran = guest.interrupted and row.power_state == PowerState.RUNNING
         if ran and conf.start_guests_after_boot and not row.in_window:
             effects.merge(_start_again(tx, row))
         else:

@@ -81,8 +81,9 @@ class Conductor:
             await self._publish(await self._write(hosts.hear, message, self._conf))
 
     async def _tick(self) -> None:
-        if not self._bus.healthy():
-            self._listening_since = clock.now()
+        now = clock.now()
+        if not self._bus.healthy() or self._listening_since > now:  # deaf, or the clock was set back
+            self._listening_since = now
         due = await self._store.read(timers.look, self._conf, listening_since=self._listening_since)
         for key in due.silent:
             await self._apart(timers.call_silent, self._driver, key)
@@ -90,6 +91,8 @@ class Conductor:
             await self._apart(timers.close_window, server)
         for migration_id in due.unplaced:
             await self._apart(timers.place_again, self._driver, migration_id)
+        for migration_id in due.asleep:
+            await self._apart(self._driver.advance, migration_id)
         await self._apart(timers.collect_debts, self._conf)
         if due.asks:
             await self._write(timers.note_asked, [key for key, _ in due.asks])

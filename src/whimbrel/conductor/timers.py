@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 import structlog
-from sqlalchemy import Connection, select
+from sqlalchemy import ColumnElement, Connection, and_, or_, select
 
 from whimbrel.conductor.drive import Driver, Effects, send
 from whimbrel.domain.migration import Mark
@@ -18,6 +18,7 @@ from whimbrel.migration.messages import Ask, Targets
 from whimbrel.ops import clock, settings
 from whimbrel.store import debts, journal, migrations
 from whimbrel.store.journal import Key
+from whimbrel.store.tables import journal as rows
 from whimbrel.store.tables import migrations as table
 
 _log = structlog.get_logger()
@@ -35,24 +36,30 @@ class Due:
     asks: list[tuple[Key, Ask]] = field(default_factory=list)
     windows: list[str] = field(default_factory=list)
     unplaced: list[int] = field(default_factory=list)
+    asleep: list[int] = field(default_factory=list)
 
 
 def look(tx: Connection, conf: settings.Conductor, *, listening_since: float = 0.0) -> Due:
-    """Return the orders to ask about, the hosts to call silent, the windows to close and the migrations to place.
+    """Return the orders to ask about, the hosts to call silent, the windows to close and the migrations to drive on.
 
     Before `listening_since` this conductor was deaf, so nobody's silence counts.
     """
     now = clock.now()
-    due = Due(windows=migrations.windows_run_out(tx, now), unplaced=_unplaced(tx, now))
+    due = Due(windows=migrations.windows_run_out(tx, now), unplaced=_unplaced(tx, now), asleep=_asleep(tx, now))
     for row in journal.awaited(tx):
         key = (row.migration_id, row.segment, row.attempt, row.step)
         order = journal.order_of(row)
         silence = now - max(row.heard_at, listening_since)
         if row.mark in (Mark.DOING, Mark.UNDOING) and silence > min(order.limit, conf.patience):
             due.silent.append(key)
-        elif now - row.asked_at >= conf.ask_after:
+        elif _passed(row.asked_at, now, conf.ask_after):
             due.asks.append((key, Ask(order)))
     return due
+
+
+def _passed(since: float, now: float, seconds: float) -> bool:
+    """Return whether so many seconds have passed; nobody knows how many have since a time that is still to come."""
+    return now < since or now - since >= seconds
 
 
 def call_silent(tx: Connection, driver: Driver, key: Key) -> Effects:
@@ -69,9 +76,12 @@ def call_silent(tx: Connection, driver: Driver, key: Key) -> Effects:
 
 
 def note_asked(tx: Connection, keys: list[Key]) -> None:
-    """Remember when these orders were asked about last."""
+    """Remember when these orders were asked about last; after the clock was set back, silence counts from now."""
+    now = clock.now()
     for key in keys:
-        journal.write(tx, key, {"asked_at": clock.now()})
+        row = journal.row_for(tx, key)
+        if row is not None:
+            journal.write(tx, key, {"asked_at": now, "heard_at": min(row.heard_at, now)})
 
 
 def close_window(tx: Connection, server_id: str) -> Effects:
@@ -113,8 +123,29 @@ def keep_targets(tx: Connection, driver: Driver, migration_id: int, answer: Targ
     return driver.advance(tx, migration_id)
 
 
-def _unplaced(tx: Connection, now: float) -> list[int]:
-    query = select(table.c.id).where(
-        table.c.open, table.c.targets.is_(None), table.c.target.is_(None), table.c.updated_at < now - CHOOSE_AGAIN_AFTER
+_UNPLACED = and_(table.c.targets.is_(None), table.c.target.is_(None))
+_ORDER_IS_OUT = (
+    select(rows.c.step)
+    .where(
+        rows.c.migration_id == table.c.id,
+        rows.c.segment == table.c.segment,
+        rows.c.attempt == table.c.attempt,
+        rows.c.mark.in_(journal.AWAITED),
     )
+    .exists()
+)
+
+
+def _unplaced(tx: Connection, now: float) -> list[int]:
+    return list(tx.execute(select(table.c.id).where(table.c.open, _UNPLACED, _untouched(now))).scalars())
+
+
+def _asleep(tx: Connection, now: float) -> list[int]:
+    """Return the migrations that nobody drives: no order is out, no user is awaited, so a message was lost."""
+    awaits_user = and_(table.c.window_open, table.c.verdict.is_(None))
+    query = select(table.c.id).where(table.c.open, ~_UNPLACED, ~awaits_user, ~_ORDER_IS_OUT, _untouched(now))
     return list(tx.execute(query).scalars())
+
+
+def _untouched(now: float) -> ColumnElement[bool]:
+    return or_(table.c.updated_at < now - CHOOSE_AGAIN_AFTER, table.c.updated_at > now)

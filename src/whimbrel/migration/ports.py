@@ -84,6 +84,9 @@ class Directories(Protocol):
     def unseal(self, server: str, attempt: str) -> None:
         """Rename sealed back to live; accepted when it is done already."""
 
+    def bring_back(self, server: str) -> None:
+        """Rename the only sealed copy to live when there is no live one: an unseal was given up after errors."""
+
     def is_sealed(self, server: str, attempt: str) -> bool:
         """Return whether the copy that this attempt sealed is there."""
 

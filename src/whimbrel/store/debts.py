@@ -55,7 +55,7 @@ def due(tx: Connection, now: float, heard_since: float) -> list[Order]:
         .join(hosts, hosts.c.name == debts.c.host)
         .where(
             debts.c.paid_at.is_(None),
-            or_(debts.c.sent_at.is_(None), debts.c.sent_at < now - RESEND_AFTER),
+            or_(debts.c.sent_at.is_(None), debts.c.sent_at < now - RESEND_AFTER, debts.c.sent_at > now),
             hosts.c.heard_at > heard_since,
             ~busy,
         )

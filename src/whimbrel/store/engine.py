@@ -55,10 +55,10 @@ class Store:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             try:
                 result = function(connection, *args, **kwargs)
+                connection.commit()
             except BaseException:
                 connection.rollback()
                 raise
-            connection.commit()
             return result
 
     def read_now(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:

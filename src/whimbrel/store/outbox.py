@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 import structlog
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, delete, or_, select
 
 from whimbrel.domain.errors import BusError, Unavailable
 from whimbrel.migration.messages import MESSAGES
@@ -45,10 +45,11 @@ def put(tx: Connection, queue: str, message: object) -> int:
     return int(key[0])
 
 
-def _due(tx: Connection, before: float) -> list[tuple[int, str, str, Any]]:
+def _due(tx: Connection, now: float) -> list[tuple[int, str, str, Any]]:
+    """Return what nobody has sent yet; a row from the future was written before the clock was set back."""
     rows = tx.execute(
         select(outbox.c.id, outbox.c.queue, outbox.c.type, outbox.c.body)
-        .where(outbox.c.created_at <= before)
+        .where(or_(outbox.c.created_at <= now - SWEEP_AGE, outbox.c.created_at > now))
         .order_by(outbox.c.id)
         .limit(BATCH)
     )
@@ -97,7 +98,7 @@ class Relay:
             except Unavailable:
                 self._sent = sent + self._sent
                 raise
-        for number, queue, kind, body in await self._store.read(_due, clock.now() - SWEEP_AGE):
+        for number, queue, kind, body in await self._store.read(_due, clock.now()):
             if number in self._sending or number in self._sent:
                 continue
             message = msgspec.convert(body, _TYPES[kind])

@@ -178,10 +178,15 @@ def restart(world: World, order: Order, control: Control) -> Facts:
 
 
 def set_power(world: World, order: Order, control: Control) -> Facts:
-    """Start, stop or reboot the guest where it is."""
+    """Start, stop or reboot the guest where it is; one that a move could not bring back is brought back first."""
     server, action = order.server, order.work.action
     state = world.guests.state(server)
     forced = False
+    if state is None and action is not PowerAction.STOP:
+        world.directories.bring_back(server)
+        definition = world.directories.saved_definition(server, order.attempt)
+        if definition is not None:
+            world.guests.define(server, definition)
     if action in (PowerAction.STOP, PowerAction.REBOOT_SOFT) and state in ALIVE:
         forced = world.guests.shut_down(server, order.work.grace, control)
     elif action is PowerAction.REBOOT_HARD:
