@@ -97,13 +97,14 @@ def cells_of(protocols: tuple[str, ...], *, fake: bool) -> list[Cell]:
 
 
 def shots_of(protocol: str, size: int, seed: int, *, fake: bool, wanted: set[Cell]) -> Iterator[Shot]:
-    """Yield the shots of one protocol for the cells that are wanted; each pair of step and fault comes once first."""
+    """Yield the shots of one protocol for the cells that are wanted; each pair of step and fault comes once first, and
+    of these each kind of fault as early as can be."""
     steps = [step.name for step in PROTOCOLS[protocol].steps]
     groups = [steps[first : first + size] for first in range(0, len(steps), size)]
     faults = [fault for fault in FAULTS if applies(protocol, fault, fake=fake)]
     for turn in range(2):
-        for place, fault in enumerate(faults):
-            for number, group in enumerate(groups):
+        for number, group in enumerate(groups):
+            for place, fault in enumerate(faults):
                 edge = (BEFORE, AFTER)[(place + number + turn + seed) % 2]
                 cells = [Cell(protocol, step, edge, fault) for step in group]
                 cells = [cell for cell in cells if cell in wanted]
