@@ -35,7 +35,12 @@ FIRST ?= 1
 sim: setup  ## simulate SEEDS seeds from FIRST on: every kind of fault, every promise audited
 	$(PY) -m tests.sim.run --seeds $(SEEDS) --first $(FIRST) --processes $(shell nproc)
 
-proof: sim  ## prove it at length: SEEDS=20000
+SEED ?= 1
+MINUTES ?= 600
+EVERY := cold resize confirm revert build delete power
+proof: sim  ## prove it at length: SEEDS=20000, then each fault at each step; goes on where it stopped (CELLS="cold revert" MINUTES=60)
+	$(PY) -m tests.fault.proof fake $(or $(CELLS),$(EVERY)) --seed $(SEED) --minutes $(MINUTES)
+	$(PY) -m tests.fault.proof real $(CELLS) --seed $(SEED) --minutes $(MINUTES)
 
 bench: setup  ## measure; raw rows go to benchmarks/results
 	$(PY) -m benchmarks $(ARGS)

@@ -81,7 +81,8 @@ def _values(tx: Connection, row: Row[Any], report: StepReport) -> dict[str, Any]
         case Answer.DONE:
             _keep_power(tx, report)
             mark = Mark.UNDONE if undo else Mark.DONE
-            reason = row.reason if undo else ""
+            # Done after all, but its silence may be why the attempt turned, and then the user must read it.
+            reason = row.reason if undo or row.mark == Mark.LOST else ""
             return {"mark": mark, facts_column: report.facts, "reason": reason, "ended_at": now, "heard_at": now}
         case Answer.FAILED:
             mark = Mark.UNDO_FAILED if undo else Mark.FAILED

@@ -17,7 +17,7 @@ from whimbrel.conductor.drive import Driver, Effects
 from whimbrel.conductor.fencing import Fencer
 from whimbrel.domain.errors import BusError, Unavailable
 from whimbrel.migration.messages import Heartbeat, SelectTargets, StepReport, Targets, Wake
-from whimbrel.ops import settings
+from whimbrel.ops import clock, settings
 from whimbrel.store import migrations
 from whimbrel.store.engine import Store
 from whimbrel.store.migrations import LostRace
@@ -46,6 +46,7 @@ class Conductor:
         self._fencer = Fencer(conf.fencing, self._conf, store)
         self._choosing = asyncio.Semaphore(CHOOSING)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._listening_since = clock.now()
 
     async def run(self) -> None:
         """Take up what is unfinished, then serve until cancelled."""
@@ -97,7 +98,10 @@ class Conductor:
             await self._publish(await self._write(hosts.hear, message, self._conf))
 
     async def _tick(self) -> None:
-        due = await self._store.read(timers.look, self._conf)
+        now = clock.now()
+        if not self._bus.healthy() or self._listening_since > now:  # deaf, or the clock was set back
+            self._listening_since = now
+        due = await self._store.read(timers.look, self._conf, listening_since=self._listening_since)
         for key in due.silent:
             await self._apart(timers.call_silent, self._driver, key)
         for server in due.windows:

@@ -23,9 +23,6 @@ from whimbrel.store.tables import migrations as table
 
 _log = structlog.get_logger()
 
-PATIENCE = 60.0
-"""No host may be silent for longer than this, in seconds, whatever its step's limit is."""
-
 CHOOSE_AGAIN_AFTER = 5.0
 NO_SCHEDULER_AFTER = 60.0
 """A migration for which no scheduler answers is asked about again, and ended after this many seconds."""
@@ -42,14 +39,18 @@ class Due:
     asleep: list[int] = field(default_factory=list)
 
 
-def look(tx: Connection, conf: settings.Conductor) -> Due:
-    """Return the orders to ask about, the hosts to call silent, the windows to close and the migrations to drive on."""
+def look(tx: Connection, conf: settings.Conductor, *, listening_since: float = 0.0) -> Due:
+    """Return the orders to ask about, the hosts to call silent, the windows to close and the migrations to drive on.
+
+    Before `listening_since` this conductor was deaf, so nobody's silence counts.
+    """
     now = clock.now()
     due = Due(windows=migrations.windows_run_out(tx, now), unplaced=_unplaced(tx, now), asleep=_asleep(tx, now))
     for row in journal.awaited(tx):
         key = (row.migration_id, row.segment, row.attempt, row.step)
         order = journal.order_of(row)
-        if row.mark in (Mark.DOING, Mark.UNDOING) and now - row.heard_at > min(order.limit, PATIENCE):
+        silence = now - max(row.heard_at, listening_since)
+        if row.mark in (Mark.DOING, Mark.UNDOING) and silence > min(order.limit, conf.patience):
             due.silent.append(key)
         elif _passed(row.asked_at, now, conf.ask_after):
             due.asks.append((key, Ask(order)))

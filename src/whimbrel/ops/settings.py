@@ -99,6 +99,7 @@ class Conductor(msgspec.Struct, forbid_unknown_fields=True):
     `audit_every` is in seconds; 0 means that only `whimbrel audit` audits.
     `lease_seconds` is how long a host with `lease = true` may run guests after it asked for its newest lease.
     `image_url` is where hosts fetch base images that they lack (with a ticket that each order carries).
+    No host may be silent for longer than `patience`, in seconds, whatever its step's limit is.
     """
 
     image_url: str = "http://127.0.0.1:8774/image"
@@ -108,6 +109,7 @@ class Conductor(msgspec.Struct, forbid_unknown_fields=True):
     shutdown_grace: Amount = 60
     service_down_after: Seconds = 60
     ask_after: Moment = 5.0
+    patience: Moment = 60.0
     same_host_resize: bool = False
     start_guests_after_boot: bool = True
     audit_every: Amount = 600
