@@ -297,6 +297,8 @@ async def test_a_poisonous_message_is_repeated_then_buried_and_the_consumer_live
     await bus.cast(queue, Note(13))
     await bus.cast(queue, Note(14))
     assert await healthy.take() == [Note(14)]
+    before = await _grown(bus, queues.DEAD_LETTERS)
+    assert await bus.waiting(queue) == 0 and before >= 1
     assert await world.dead_letters(1) == [(queue, "ZeroDivisionError: poison")]
     assert tries.count(13) == 1 + queues.find(queue).redeliveries
     await bus.cast(queue, Note(15))
@@ -662,6 +664,16 @@ async def _persist(attempt: Callable[[], Awaitable[None]]) -> None:
                 return await attempt()
             except BusError:
                 await asyncio.sleep(0.05)
+
+
+async def _grown(bus: Any, queue: str) -> int:
+    """Wait until something waits in the queue; return how much."""
+    number = 0
+    async with asyncio.timeout(SOON):
+        while not number:
+            await asyncio.sleep(0.01)
+            number = await bus.waiting(queue)
+    return number
 
 
 async def _until(condition: Callable[[], bool], within: float = SOON) -> None:

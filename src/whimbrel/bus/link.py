@@ -206,6 +206,13 @@ class Link:
             queue = await channel.declare_queue(name, passive=True)
             return queue.declaration_result.consumer_count or 0
 
+    async def message_count(self, row: queues.Queue) -> int:
+        """Return how many messages wait in the queue."""
+        await self._declare(row)
+        async with self._connection.channel(publisher_confirms=False) as channel:
+            queue = await channel.declare_queue(row.name, passive=True)
+            return queue.declaration_result.message_count or 0
+
     async def close(self) -> None:
         """Disconnect, within 2 s even if the broker does not answer."""
         self.fail("closed here")

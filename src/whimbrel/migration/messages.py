@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from whimbrel.domain.migration import Answer, Refusal, Verb
-from whimbrel.domain.server import Guest, Image, PowerAction
+from whimbrel.domain.server import Guest, Image, PowerAction, PowerState
 
 Facts = dict[str, Any]
 """What a step found or did, JSON-shaped; written to the journal and carried to the later steps."""
@@ -243,8 +243,61 @@ class Console:
     text: str
 
 
+@dataclass(frozen=True)
+class Inspect:
+    """Controller to agent (call): what is on your host? Carries no authority and changes nothing."""
+
+
+@dataclass(frozen=True)
+class SeenDirectory:
+    """One directory of a server. `state` is live, incoming or sealed.
+
+    `attempt` is that of its name, or, of a live one, the one that its manifest says made it; None when no manifest
+    says so. `bytes` are those that its removal would free.
+    """
+
+    state: str
+    attempt: str | None
+    bytes: int
+
+
+@dataclass(frozen=True)
+class SeenServer:
+    """What a host has of one server, and what its ledger says of it (numbers are 0 when it says nothing).
+
+    `power` is None when the hypervisor does not know the guest, and UNKNOWN when a process holds its disks that the
+    hypervisor does not know to run. `granted`: this boot of this host may run it.
+    """
+
+    server: str
+    power: PowerState | None
+    directories: tuple[SeenDirectory, ...]
+    epoch: int = 0
+    number: int = 0
+    grant_epoch: int | None = None
+    granted: bool = False
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """An agent's answer to Inspect: everything of servers on its host, by looking at the host itself.
+
+    `fault` says why the hypervisor could not be asked (then no guest's power is known), or that there was more than
+    one answer holds; empty when everything was looked at. `leftovers` are files that a crash left half made or half
+    removed, `strange` names that are none of ours, `children` processes of steps, each as "pid N: purpose".
+    """
+
+    host: str
+    instances_dir: str
+    fault: str
+    servers: tuple[SeenServer, ...]
+    leftovers: tuple[str, ...] = ()
+    strange: tuple[str, ...] = ()
+    children: tuple[str, ...] = ()
+
+
 MESSAGES = (
     Order, Ask, StepReport, Heartbeat, Welcome, Lease, Progress, Changed, Wake, SelectTargets, Targets, ReadConsole,
-    Console,
+    Console, Inspect, Inspection,
 )  # fmt: skip
 """All that may cross the bus."""

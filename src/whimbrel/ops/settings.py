@@ -84,6 +84,7 @@ class Scheduler(msgspec.Struct, forbid_unknown_fields=True):
 class Conductor(msgspec.Struct, forbid_unknown_fields=True):
     """Bounds of the decisions. `confirm_window` 0 means that only a user closes the undo window.
 
+    `audit_every` is in seconds; 0 means that only `whimbrel audit` audits.
     `lease_seconds` is how long a host with `lease = true` may run guests after it asked for its newest lease.
     `image_url` is where hosts fetch base images that they lack (with a ticket that each order carries).
     """
@@ -97,6 +98,7 @@ class Conductor(msgspec.Struct, forbid_unknown_fields=True):
     ask_after: float = 5.0
     same_host_resize: bool = False
     start_guests_after_boot: bool = True
+    audit_every: int = 600
     lease_seconds: float = 60.0
 
 
@@ -158,6 +160,13 @@ class Fencing(msgspec.Struct, forbid_unknown_fields=True):
     ask_again_after: float = 20.0
 
 
+class Metrics(msgspec.Struct, forbid_unknown_fields=True):
+    """Where this process shows its metrics to Prometheus, to anybody who can reach it; port 0 means nowhere."""
+
+    listen: str = "127.0.0.1"
+    port: int = 0
+
+
 class Settings(msgspec.Struct, forbid_unknown_fields=True):
     """The whole file. Each role reads the tables that it needs and refuses to start without them."""
 
@@ -171,6 +180,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     conductor: Conductor = msgspec.field(default_factory=Conductor)
     fencing: Fencing = msgspec.field(default_factory=Fencing)
     agent: Agent | None = None
+    metrics: Metrics = msgspec.field(default_factory=Metrics)
 
 
 def load(path: Path) -> Settings:
