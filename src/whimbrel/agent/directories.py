@@ -68,7 +68,7 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
     """Return what a directory says that it is, None when it is not there or was never finished."""
     try:
         loaded = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
     return loaded if isinstance(loaded, dict) else None
 

@@ -238,10 +238,12 @@ def _sync_files(directory: Path) -> None:
 def _load(path: Path) -> dict[str, Any] | None:
     with in_words("read", path):
         try:
-            loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            loaded = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-    return loaded
+        except (ValueError, RecursionError) as error:
+            raise StepError(f"{path} is damaged: {error}. The disks must be copied again.") from error
+    return loaded if isinstance(loaded, dict) else None
 
 
 def _source_host(order: Order) -> str:

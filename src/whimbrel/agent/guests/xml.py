@@ -284,7 +284,10 @@ def _mib(element: ET.Element) -> float:
     unit = element.get("unit", "KiB")
     if unit not in scale:
         raise StepError(f"The definition gives its memory in {unit!r}, which is not understood.")
-    return int(element.text or 0) * scale[unit]
+    try:
+        return int(element.text or 0) * scale[unit]
+    except ValueError as error:
+        raise StepError(f"The definition gives its memory as {element.text!r:.80}, which is no number.") from error
 
 
 def _text(parent: ET.Element, tag: str, text: str, **attributes: str) -> None:
