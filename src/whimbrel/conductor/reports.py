@@ -53,7 +53,9 @@ def take(tx: Connection, driver: Driver, report: StepReport) -> Effects:
 def _awaited(tx: Connection, report: StepReport) -> Row[Any] | None:
     """Return the journal's row that awaits exactly this report; None when it is old, forged or about nothing."""
     migration = migrations.load(tx, report.migration)
-    if migration is None or not migration.open or report.segment != migration.segment:
+    if migration is None or not migration.open or report.server != migration.server_id:
+        return None
+    if report.segment != migration.segment:
         return None
     if (report.server, report.attempt) != (migration.server_id, attempt_label(migration)):
         return None
