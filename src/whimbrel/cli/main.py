@@ -48,6 +48,7 @@ LOOKING = (
     Entry("show", "migrations", "List migrations."),
     Entry("servers", "servers", "List servers."),
     Entry("hosts", "hosts", "List hosts."),
+    Entry("audit", "audit", "Compare what is written down with what the hosts have."),
 )
 RUNNING = (
     Entry("roles", "controller", "Run api, scheduler and conductor in one process."),

@@ -319,8 +319,76 @@ class Console:
     text: str
 
 
+@dataclass(frozen=True)
+class Inspect:
+    """Controller to agent (call): what is on your host? Carries no authority and changes nothing."""
+
+
+@dataclass(frozen=True)
+class SeenDirectory:
+    """One directory of a server. `state` is live, incoming or sealed.
+
+    `attempt` is that of its name, or, of a live one, the one that its manifest says made it; None when no manifest
+    says so. `bytes` are those that its removal would free.
+    """
+
+    state: str
+    attempt: str | None
+    bytes: int
+
+    def __post_init__(self) -> None:
+        bounds.one_of("state", self.state, ("live", "incoming", "sealed"))
+        bounds.label("attempt", *([] if self.attempt is None else [self.attempt]))
+        bounds.number("bytes", self.bytes, most=bounds.MOST_BYTES)
+
+
+@dataclass(frozen=True)
+class SeenServer:
+    """What a host has of one server, and what its ledger says of it (numbers are 0 when it says nothing).
+
+    `power` is None when the hypervisor does not know the guest, and UNKNOWN when a process holds its disks that the
+    hypervisor does not know to run. `granted`: this boot of this host may run it.
+    """
+
+    server: str
+    power: PowerState | None
+    directories: tuple[SeenDirectory, ...]
+    epoch: int = 0
+    number: int = 0
+    grant_epoch: int | None = None
+    granted: bool = False
+
+    def __post_init__(self) -> None:
+        bounds.label("server", self.server)
+        bounds.number("epoch or number", self.epoch, self.number, self.grant_epoch or 0)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """An agent's answer to Inspect: everything of servers on its host, by looking at the host itself.
+
+    `fault` says why the hypervisor could not be asked (then no guest's power is known), or that there was more than
+    one answer holds; empty when everything was looked at. `leftovers` are files that a crash left half made or half
+    removed, `strange` names that are none of ours, `children` processes of steps, each as "pid N: purpose".
+    """
+
+    host: str
+    instances_dir: str
+    fault: str
+    servers: tuple[SeenServer, ...]
+    leftovers: tuple[str, ...] = ()
+    strange: tuple[str, ...] = ()
+    children: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        bounds.host("host", self.host)
+        bounds.text("instances_dir", self.instances_dir, most=4096)
+        bounds.text("fault", self.fault, most=bounds.LONGEST_TEXT)
+        bounds.text("a name", *self.leftovers, *self.strange, *self.children, most=4096)
+
+
 MESSAGES = (
     Order, Ask, StepReport, Heartbeat, Welcome, Lease, Progress, Changed, Wake, SelectTargets, Targets, ReadConsole,
-    Console,
+    Console, Inspect, Inspection,
 )  # fmt: skip
 """All that may cross the bus."""

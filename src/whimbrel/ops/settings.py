@@ -96,6 +96,7 @@ class Scheduler(msgspec.Struct, forbid_unknown_fields=True):
 class Conductor(msgspec.Struct, forbid_unknown_fields=True):
     """Bounds of the decisions. `confirm_window` 0 means that only a user closes the undo window.
 
+    `audit_every` is in seconds; 0 means that only `whimbrel audit` audits.
     `lease_seconds` is how long a host with `lease = true` may run guests after it asked for its newest lease.
     `image_url` is where hosts fetch base images that they lack (with a ticket that each order carries).
     """
@@ -109,6 +110,7 @@ class Conductor(msgspec.Struct, forbid_unknown_fields=True):
     ask_after: Moment = 5.0
     same_host_resize: bool = False
     start_guests_after_boot: bool = True
+    audit_every: Amount = 600
     lease_seconds: Moment = 60.0
 
 
@@ -170,6 +172,13 @@ class Fencing(msgspec.Struct, forbid_unknown_fields=True):
     ask_again_after: Moment = 20.0
 
 
+class Metrics(msgspec.Struct, forbid_unknown_fields=True):
+    """Where this process shows its metrics to Prometheus, to anybody who can reach it; port 0 means nowhere."""
+
+    listen: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 0
+
+
 class Settings(msgspec.Struct, forbid_unknown_fields=True):
     """The whole file. Each role reads the tables that it needs and refuses to start without them."""
 
@@ -183,6 +192,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     conductor: Conductor = msgspec.field(default_factory=Conductor)
     fencing: Fencing = msgspec.field(default_factory=Fencing)
     agent: Agent | None = None
+    metrics: Metrics = msgspec.field(default_factory=Metrics)
 
 
 def load(path: Path) -> Settings:

@@ -134,6 +134,9 @@ class HostDisks:
                     f"{name} of server {order.server} differs on {self._host} from what {_source_host(order)} sent "
                     f"(expected {_short(expected)}, found {_short(found)}); the source's copy is whole."
                 )
+        for path in [incoming / disk.name for disk in order.work.old.disks if disk.format == "qcow2"]:
+            if path.exists():  # whatever the source says that it sent
+                qcow2.refuse_data_file(path)
         return {"verified_bytes": verified}
 
     def resize(self, order: Order, control: Control) -> Facts:
