@@ -271,6 +271,10 @@ class Promises:
     def was_released(self, server: str, epoch: int) -> bool:
         return bool(self.host.durable["released"] >= epoch)
 
+    def granted_since(self, server: str, epoch: int) -> bool:
+        grant = self.host.durable["grant"]
+        return grant is not None and grant[0] >= epoch
+
     def seal(self, server: str, attempt: str) -> None:
         self.host.touch("promise")
         self.host.durable["sealed"] = True
