@@ -45,11 +45,11 @@ def put(tx: Connection, queue: str, message: object) -> int:
     return int(key[0])
 
 
-def _due(tx: Connection, now: float) -> list[tuple[int, str, str, Any]]:
+def _due(tx: Connection, now: float, unreadable: set[int]) -> list[tuple[int, str, str, Any]]:
     """Return what nobody has sent yet; a row from the future was written before the clock was set back."""
     rows = tx.execute(
         select(outbox.c.id, outbox.c.queue, outbox.c.type, outbox.c.body)
-        .where(or_(outbox.c.created_at <= now - SWEEP_AGE, outbox.c.created_at > now))
+        .where(or_(outbox.c.created_at <= now - SWEEP_AGE, outbox.c.created_at > now), outbox.c.id.not_in(unreadable))
         .order_by(outbox.c.id)
         .limit(BATCH)
     )
@@ -68,6 +68,7 @@ class Relay:
         self._cast = cast
         self._sent: list[int] = []
         self._sending: set[int] = set()
+        self._unreadable: set[int] = set()
 
     async def send_now(self, rows: list[tuple[int, str, object]]) -> None:
         """Publish rows (id, queue, message) just committed here, in order; what fails is left to the sweep."""
@@ -98,10 +99,18 @@ class Relay:
             except Unavailable:
                 self._sent = sent + self._sent
                 raise
-        for number, queue, kind, body in await self._store.read(_due, clock.now()):
+        for number, queue, kind, body in await self._store.read(_due, clock.now(), self._unreadable):
             if number in self._sending or number in self._sent:
                 continue
-            message = msgspec.convert(body, _TYPES[kind])
+            try:
+                message = msgspec.convert(body, _TYPES[kind])
+            except (KeyError, msgspec.ValidationError) as error:
+                # Another release wrote it, say. It stays for that one, and the rows behind it go on.
+                self._unreadable.add(number)
+                _log.error(
+                    "message in the outbox cannot be read", row=number, queue=queue, type=kind, reason=str(error)
+                )
+                continue
             await self.send_now([(number, queue, message)])
 
     async def close(self) -> None:
