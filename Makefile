@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo lab test sim proof lint fuzz bench lock clean
+.PHONY: help setup demo lab test sim proof mutants lint fuzz bench lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,9 +38,13 @@ sim: setup  ## simulate SEEDS seeds from FIRST on: every kind of fault, every pr
 SEED ?= 1
 MINUTES ?= 600
 EVERY := cold resize confirm revert build delete power
-proof: sim  ## prove it at length: SEEDS=20000, then each fault at each step; goes on where it stopped (CELLS="cold revert" MINUTES=60)
+proof: sim  ## prove it at length: SEEDS=20000; every pair of crashes; each fault at each step, resumable (CELLS="cold revert" MINUTES=60)
+	WHIMBREL_EXHAUSTIVE=1 $(PY) -m pytest tests/protocol -n 2 --timeout 0
 	$(PY) -m tests.fault.proof fake $(or $(CELLS),$(EVERY)) --seed $(SEED) --minutes $(MINUTES)
 	$(PY) -m tests.fault.proof real $(CELLS) --seed $(SEED) --minutes $(MINUTES)
+
+mutants: setup  ## change the heart one thing at a time and see whether a test notices: make mutants ARGS="--sample 10"
+	nice -n 10 $(PY) tools/mutants.py $(ARGS)
 
 bench: setup  ## measure; raw rows go to benchmarks/results
 	$(PY) -m benchmarks $(ARGS)

@@ -35,7 +35,8 @@ def limit(step: Step) -> str:
 
 def draw(table: Protocol) -> str:
     """Return one protocol as a Markdown table."""
-    rows = [f"\n## {table.name.upper()} (version {table.version})\n", "| step | where | do | undo | limit | special | why |"]
+    rows = [f"\n## {table.name.upper()} (version {table.version})\n"]
+    rows.append("| step | where | do | undo | limit | special | why |")
     rows.append("| --- | --- | --- | --- | --- | --- | --- |")
     for step in table.steps:
         marks = [name for name in ("word", "owed", "no_return") if getattr(step, name)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.protocol.cluster import SERVER, Cluster
+from tests.protocol.cluster import Cluster
 from whimbrel.domain.migration import Mark
 from whimbrel.migration.messages import Order
 
@@ -15,7 +15,7 @@ def test_a_definition_whose_undo_is_owed_is_forgotten_though_its_files_went_firs
     cluster.step()
     cluster.queue.clear()  # what the target reports is lost, and for a while it hears nothing either
     target = cluster.hosts["h2"]
-    assert SERVER in target.domains
+    assert target.defined
     target.up = False
     while cluster.marks().get("define_guest") != Mark.UNDONE:
         cluster.queue.clear()
@@ -25,4 +25,4 @@ def test_a_definition_whose_undo_is_owed_is_forgotten_though_its_files_went_firs
     cluster.tick()
     cluster.run()
     cluster.settled("h1")
-    assert not target.domains, cluster.story()
+    assert not target.defined, cluster.story()

@@ -18,4 +18,4 @@ def test_a_host_that_answers_too_late_is_still_the_reason() -> None:
     cluster.queue.appendleft(late)
     cluster.run()
     cluster.settled("h1")
-    assert "Host h2 has not answered for 61 s" in str(cluster.move().reason), cluster.story()
+    assert "Host h2 has not answered for 61 s" in str(cluster.migration().reason), cluster.story()

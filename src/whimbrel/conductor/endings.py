@@ -39,6 +39,9 @@ def finish(tx: Connection, migration: Row[Any], table: Protocol, *, done: bool, 
             return _reopen_window(tx, migration)
         case "power", _:
             failed = _reason(_entries(tx, migration)) if not done else None
+            if not done:
+                # The order may never have come, so what the host says of its guest counts again, whatever its number.
+                servers_core.set_values(tx, migration.server_id, host_number=0)
             return _close(tx, migration, Outcome.COMPLETED if done else Outcome.ERROR, failed)
         case _:
             # A move whose server is deleted in its undo window counts as confirmed, as in Nova.
