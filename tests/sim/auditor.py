@@ -18,7 +18,7 @@ from tests.sim.cloud import SimCloud
 from tests.sim.timeloop import outside
 from whimbrel.agent.guests import fake
 from whimbrel.domain.claim import resources_of
-from whimbrel.domain.migration import Kind, Outcome, Verdict
+from whimbrel.domain.migration import Kind, Mark, Outcome, Verdict
 from whimbrel.domain.server import PowerAction, PowerState
 from whimbrel.store import claims
 from whimbrel.store.servers_core import flavor_of
@@ -188,16 +188,25 @@ class Auditor:
         )
 
     def _give_up(self, books: Books, server: str) -> None:
-        """A revert that the user asked for gives up what was written after the hand-over."""
+        """Forget what a user gave up: by a revert what came after the hand-over, by an evacuation all that was there.
+
+        An administrator's proof that the target is off, in place of its word, gives up what was written there.
+        """
         for row in books.newest(server):
-            if row.id in self.given_up or row.kind not in (Kind.MIGRATION, Kind.RESIZE):
-                continue
-            protocols = [segment["protocol"] for segment in row.segments]
             for entry in books.journal:
-                if entry.migration_id == row.id and entry.step == "take_back" and protocols[entry.segment] == "revert":
+                if row.id in self.given_up or entry.migration_id != row.id:
+                    continue
+                protocol = row.segments[entry.segment]["protocol"]
+                back = protocol == "revert" and entry.step == "take_back"
+                proved = protocol in ("cold", "resize") and entry.step == "start_guest" and "proof" in entry.undo_facts
+                if back or proved:
                     self.given_up.add(row.id)
                     kept = self.sealed_at.get((server, f"{row.id}-{entry.attempt}"), 0)
                     self.history[server] = min(self.history[server], kept)
+                    return
+                if protocol == "evacuate" and entry.step == "hand_over" and entry.mark == Mark.DONE:
+                    self.given_up.add(row.id)
+                    self.history[server] = 0
                     return
 
     # --- what must hold when the faults are over ---------------------------------------------------------
@@ -232,6 +241,8 @@ class Auditor:
             stops = newest.action == PowerAction.STOP or newest.outcome == Outcome.ERROR
             return "" if stops else f"power action {newest.action} {newest.outcome}"
         if newest.kind == Kind.BUILD and newest.outcome != Outcome.COMPLETED:
+            return ""
+        if newest.kind == Kind.EVACUATION and newest.action == PowerAction.STOP and newest.outcome == Outcome.COMPLETED:
             return ""
         return f"{newest.kind} {newest.id} {newest.outcome}" if newest.was_running else ""
 

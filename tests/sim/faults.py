@@ -37,7 +37,7 @@ class Lasting:
 
 LASTING = (
     Lasting("partition", 60, (2, 130)),
-    Lasting("power cut", 70, (1, 120)),
+    Lasting("power cut", 60, (1, 200)),
     Lasting("agent killed", 50, (0.1, 90)),
     Lasting("conductor killed", 60, (0.1, 60)),
     Lasting("scheduler killed", 90, (1, 80)),

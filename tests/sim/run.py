@@ -113,6 +113,7 @@ class Run:
             "conductor": settings.Conductor(
                 shutdown_grace=10,
                 confirm_window=rng.choice((0, 0, 0, 45)),
+                service_down_after=rng.choice((25, 60)),
                 same_host_resize=rng.random() < 0.3,
             ),
             "max_copies": rng.choice((1, 2)),
@@ -235,7 +236,9 @@ class Run:
     async def _operate(self, api: Process, row: workload.Row, rng: random.Random) -> None:
         store = self.cloud.store
         try:
-            begun = await store.write(row.run, rng)
+            off = frozenset(host.name for host in self.cloud.hosts.values() if not host.on)
+            user = workload.User(rng, off, self.cloud.rules["conductor"].service_down_after)
+            begun = await store.write(row.run, user)
             if begun is None:
                 return
             self.counts[f"operation {row.name}"] += 1
