@@ -455,6 +455,8 @@ class Cluster:
             self._take(self.store.write_now(timers.call_silent, self.driver, key))
         for server in due.windows:
             self._take(self.store.write_now(timers.close_window, server))
+        for migration_id in due.asleep:
+            self._take(self.store.write_now(self.driver.advance, migration_id))
         self._take(self.store.write_now(timers.collect_debts, self.conf))
         self.store.write_now(timers.note_asked, [key for key, _ in due.asks])
         self.queue.extend(ask for _, ask in due.asks if self.hosts[ask.order.host].up)
