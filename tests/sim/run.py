@@ -164,7 +164,6 @@ class Run:
         self._until(self.faulty_for)
         self._calm()
         self._until(self.loop.time() + GRACE)
-        self.auditor.guests_run()
         self._rest()
         self._apart(self._end_all())
         self._until(self.loop.time() + LOOK)
@@ -262,6 +261,7 @@ class Run:
     def _calm(self) -> None:
         self.story.tell("world", "the faults are over")
         self.cloud.mishaps.calm()
+        self.auditor.calm_since = self.loop.time()
 
         async def mend() -> None:
             for host in self.cloud.hosts.values():
