@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo lab test sim proof lint bench lock clean
+.PHONY: help setup demo lab test sim proof lint fuzz bench lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ lint: setup  ## ruff, mypy --strict, import-linter
 
 test: lint  ## everything that must hold, on real guests too
 	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+
+fuzz: setup  ## bad input for as long as you like: make fuzz EXAMPLES=1000
+	EXAMPLES=$(or $(EXAMPLES),1000) $(PY) -m pytest tests/fuzz -n 2 $(ARGS)
 
 SEEDS ?= 2000
 FIRST ?= 1

@@ -96,6 +96,9 @@ class Host:
             return None
         return {None: PowerState.STOPPED, "paused": PowerState.PAUSED, "running": PowerState.RUNNING}[self.running]
 
+    def known(self) -> dict[str, PowerState]:
+        return {server: self.state(server) or PowerState.UNKNOWN for server in self.domains}
+
     def compose(self, order: Order) -> tuple[str, list[str]]:
         return order.results.get("stop_guest", {}).get("definition", "xml"), []
 

@@ -19,7 +19,8 @@ import re
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,12 @@ MANIFEST = "manifest.json"
 DEFINITION = "domain.xml"
 TRASH = ".trash-"
 
+OURS = frozenset({"_base", "fake-guests.json", ".fake-guests.json.new"})
+"""Names in the instances directory that belong to no server."""
+
 _SERVER = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _ATTEMPT = re.compile(r"[0-9]{1,18}-[0-9]{1,9}")
+_NAMED = re.compile(rf"(?P<server>{_SERVER.pattern})(\.(?P<state>incoming|sealed)-(?P<attempt>{_ATTEMPT.pattern}))?")
 
 
 def sync_directory(path: Path) -> None:
@@ -63,7 +68,7 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
     """Return what a directory says that it is, None when it is not there or was never finished."""
     try:
         loaded = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
     return loaded if isinstance(loaded, dict) else None
 
@@ -72,6 +77,15 @@ def free_bytes(directory: Path) -> int:
     """Return how many bytes a file in this directory could still take."""
     room = os.statvfs(directory)
     return room.f_bavail * room.f_frsize
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What stands in the instances directory: servers' directories as (server, state, attempt, path), and the rest."""
+
+    servers: tuple[tuple[str, str, str | None, Path], ...]
+    leftovers: tuple[str, ...]
+    strange: tuple[str, ...]
 
 
 class HostDirectories:
@@ -200,6 +214,22 @@ class HostDirectories:
         with in_words("list", self.root):
             return sum(_unlink_tree(path) for path in self.root.glob(f"{TRASH}*"))
 
+    def survey(self) -> Survey:
+        """Return everything that stands here by what its name says; what a name does not say is not guessed."""
+        servers, leftovers, strange = [], [], []
+        with in_words("list", self.root):
+            for path in sorted(self.root.iterdir()):
+                named = _NAMED.fullmatch(path.name)
+                if named is not None and _is_directory(path):
+                    state = named["state"] or "live"
+                    attempt = named["attempt"] if named["state"] else _label(self._maker(path))
+                    servers.append((named["server"], state, attempt, path))
+                elif path.name.startswith(TRASH):
+                    leftovers.append(path.name)
+                elif path.name not in OURS:
+                    strange.append(path.name)
+        return Survey(tuple(servers), tuple(leftovers), tuple(strange))
+
     def _of_attempt(self, server: str, state: str, attempt: str) -> Path:
         label = _checked(_ATTEMPT, attempt, "attempt")
         return self.root / f"{_checked(_SERVER, server, 'server id')}.{state}-{label}"
@@ -227,6 +257,11 @@ class HostDirectories:
         return self.root / f"{TRASH}{directory.name}"
 
 
+def _label(said: object) -> str | None:
+    """Return what a manifest says that its attempt is, None when that is no attempt's name."""
+    return said if isinstance(said, str) and _ATTEMPT.fullmatch(said) else None
+
+
 def _checked(pattern: re.Pattern[str], text: str, what: str) -> str:
     """Names become paths, so nothing but the expected form passes."""
     if pattern.fullmatch(text) is None:
@@ -246,16 +281,25 @@ def _is_directory(path: Path) -> bool:
         return False
 
 
+def held_bytes(path: Path) -> int:
+    """Return the bytes that removing a tree would free: those of files that nothing else holds.
+
+    A file that goes while we look counts for nothing.
+    """
+    held = 0
+    for directory, _, names in os.walk(path):
+        for name in names:
+            with suppress(FileNotFoundError):
+                entry = (Path(directory) / name).lstat()
+                held += entry.st_blocks * 512 if entry.st_nlink == 1 else 0
+    return held
+
+
 def _unlink_tree(path: Path) -> int:
     """Unlink a tree without following links; return the bytes that nothing else holds."""
     if not _is_directory(path):
         return 0
-    freed = 0
-    for directory, _, names in os.walk(path):
-        for name in names:
-            entry = (Path(directory) / name).lstat()
-            if entry.st_nlink == 1:
-                freed += entry.st_blocks * 512
+    freed = held_bytes(path)
     shutil.rmtree(path)
     return freed
 

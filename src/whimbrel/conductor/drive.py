@@ -24,7 +24,7 @@ from whimbrel.migration.journal import Entry
 from whimbrel.migration.messages import Changed, Order, SelectTargets
 from whimbrel.migration.ports import Case
 from whimbrel.migration.protocols import BooksStep, HostStep, Protocol
-from whimbrel.ops import clock, settings
+from whimbrel.ops import clock, metrics, settings
 from whimbrel.store import debts, fencing, journal, migrations, outbox, servers_core
 from whimbrel.store.books import StoreBooks
 
@@ -296,4 +296,5 @@ class Driver:
 def send(tx: Connection, order: Order, effects: Effects) -> None:
     """Put an order into the outbox and among the effects."""
     queue = f"agent.{order.host}"
+    metrics.orders_sent.labels(order.step, order.verb).inc()
     effects.outbox.append((outbox.put(tx, queue, order), queue, order))

@@ -11,7 +11,7 @@ from whimbrel.domain.migration import Kind, Mark, Outcome, Verdict
 from whimbrel.domain.server import PowerState
 from whimbrel.migration.journal import Entry
 from whimbrel.migration.protocols import Protocol
-from whimbrel.ops import clock, settings
+from whimbrel.ops import clock, metrics, settings
 from whimbrel.store import journal, migrations, servers_core
 
 _log = structlog.get_logger()
@@ -145,6 +145,7 @@ def _close(tx: Connection, migration: Row[Any], outcome: Outcome, reason: str | 
         # It is its old host's again. What a target reported in between is not how it was there.
         values["power_state"] = PowerState.RUNNING
     servers_core.set_values(tx, migration.server_id, **values)
+    metrics.migrations_ended.labels(migration.kind, outcome).inc()
     _log.info(
         "migration ended",
         request_id=migration.segments[migration.segment]["request_id"],

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, Row
 
 from whimbrel.conductor.drive import Driver, Effects, send
 from whimbrel.conductor.endings import power_from
+from whimbrel.conductor.orders import attempt_label
 from whimbrel.domain.migration import Answer, Mark, Verb
 from whimbrel.migration.messages import Facts, Order, StepReport
 from whimbrel.ops import clock
@@ -53,6 +54,8 @@ def _awaited(tx: Connection, report: StepReport) -> Row[Any] | None:
     """Return the journal's row that awaits exactly this report; None when it is old, forged or about nothing."""
     migration = migrations.load(tx, report.migration)
     if migration is None or not migration.open or report.segment != migration.segment:
+        return None
+    if (report.server, report.attempt) != (migration.server_id, attempt_label(migration)):
         return None
     row = journal.row_for(tx, (report.migration, report.segment, migration.attempt, report.step))
     if row is None or row.mark not in journal.AWAITED:

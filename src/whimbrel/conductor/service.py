@@ -9,6 +9,8 @@ from typing import TypeVar
 import structlog
 from sqlalchemy import Connection
 
+from whimbrel.audit.auditor import Auditor, tell_news
+from whimbrel.audit.findings import Identity
 from whimbrel.bus.port import Bus
 from whimbrel.conductor import hosts, reports, timers
 from whimbrel.conductor.drive import Driver, Effects
@@ -53,6 +55,7 @@ class Conductor:
         await self._bus.consume("conductor", self._on_message, prefetch=64)
         _log.info("conductor ready")
         relay = asyncio.create_task(self._relay.run())
+        watch = asyncio.create_task(self._audit_for_ever())
         fencing = asyncio.create_task(self._fence())
         try:
             while True:
@@ -60,10 +63,24 @@ class Conductor:
                 await self._survive(self._tick)
         finally:
             relay.cancel()
+            watch.cancel()
             fencing.cancel()
             for task in self._tasks:
                 task.cancel()
             await self._relay.close()
+
+    async def _audit_for_ever(self) -> None:
+        """Audit now and then, and log each drift when it is first seen and when it is gone."""
+        auditor = Auditor(self._store, self._bus, self._relay, self._conf.service_down_after)
+        known: set[Identity] = set()
+        while self._conf.audit_every:
+            await asyncio.sleep(self._conf.audit_every)
+            try:
+                known = tell_news(await auditor.run(), known)
+            except (BusError, Unavailable) as error:
+                _log.warning("audit put off", reason=str(error))
+            except Exception:  # the conductor must outlive a fault in an audit
+                _log.exception("internal error in an audit")
 
     async def _on_message(self, message: object) -> object | None:
         match message:
@@ -92,8 +109,8 @@ class Conductor:
         await self._apart(timers.collect_debts, self._conf)
         if due.asks:
             await self._write(timers.note_asked, [key for key, _ in due.asks])
-        for _, ask in due.asks:
-            await self._bus.cast(f"agent.{ask.order.host}", ask)
+        for _, ask in due.asks:  # one host's queue may take nothing; the others' must all the same
+            await self._pass(f"agent.{ask.order.host}", ask)
 
     async def _fence(self) -> None:
         """Look for proofs for ever, beside the timers: a fence device may take its time."""

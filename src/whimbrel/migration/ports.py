@@ -38,6 +38,12 @@ class Guests(Protocol):
     def state(self, server: str) -> PowerState | None:
         """Return the guest's state, None when it is not defined here. STOPPED means that no process holds its disks."""
 
+    def known(self) -> dict[str, PowerState]:
+        """Return every guest on this host by its UUID, whoever made it; UNKNOWN for one whose process only is here.
+
+        That is a process that holds a guest's disks while the hypervisor does not know that it runs.
+        """
+
     def compose(self, order: Order) -> tuple[str, list[str]]:
         """Return the definition for this host, and the rewrites that made it differ from the one it came with."""
 
