@@ -22,7 +22,7 @@ from whimbrel.domain.errors import CannotTell, StepError
 CRASH_AT_STEP = {"agent": 1 / 1500, "conductor": 1 / 2500, "scheduler": 1 / 150, "api": 1 / 60}
 CRASH_AT_WRITE = {"agent": 1 / 60, "conductor": 1 / 120, "api": 1 / 25}
 LOST, TWICE, LATE = 0.08, 0.08, 0.2
-LATENESS = 40.0
+LATENESS = 120.0
 WEAK_START = 0.4
 
 
