@@ -19,8 +19,9 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, select
 
+from whimbrel.agent.ledger import is_same
 from whimbrel.conductor import hosts as host_books
-from whimbrel.conductor import reports, timers
+from whimbrel.conductor import reports, restore, timers
 from whimbrel.conductor.drive import Driver, Effects
 from whimbrel.domain.claim import Resources
 from whimbrel.domain.errors import CannotTell, StepError
@@ -364,7 +365,8 @@ class Cluster:
         state = PowerState.RUNNING if host.running == "running" else PowerState.STOPPED
         ledger = host.durable
         interrupted = ledger["sealed"] or (ledger["grant"] is not None and ledger["grant"][1] != host.boot)
-        line = GuestReport(SERVER, state, ledger["epoch"], ledger["number"], interrupted)
+        granted = ledger["grant"][0] if ledger["grant"] and not ledger["sealed"] else 0
+        line = GuestReport(SERVER, state, ledger["epoch"], ledger["number"], interrupted, granted)
         guests = (line,) if host.live else ()
         message = Heartbeat(
             host=host.name, address="10.0.0.1", boot=str(host.boot), ledger=host.name,
@@ -463,6 +465,7 @@ class Cluster:
         for server in due.windows:
             self._take(self.store.write_now(timers.close_window, server))
         self._take(self.store.write_now(timers.collect_debts, self.conf))
+        self._take(self.store.write_now(restore.settle, self.conf))
         self.store.write_now(timers.note_asked, [key for key, _ in due.asks])
         self.queue.extend(ask for _, ask in due.asks if self.hosts[ask.order.host].up)
         return bool(self.queue)
@@ -485,7 +488,7 @@ class Cluster:
         if not (host.up and host.admitted):
             return
         ledger = host.durable
-        known = ledger["orders"].get(order.number)
+        known = _taken(host, order)
         if known is not None:
             if known[1] is not None:
                 self.queue.append(known[1])
@@ -522,7 +525,7 @@ class Cluster:
     def _asked(self, host: Host, order: Order) -> None:
         if not host.up:
             return
-        known = host.durable["orders"].get(order.number)
+        known = _taken(host, order)
         if known is None:
             stale = order.number <= host.durable["number"] or order.epoch < host.durable["epoch"]
             facts = {"epoch": host.durable["epoch"], "number": host.durable["number"]} if stale else {"unheard": True}
@@ -642,6 +645,12 @@ class Cluster:
         return (
             f"open={m.open} outcome={m.outcome} fence={m.fence} reason={m.reason}\n{rows}\ndebts={owed}\n{self.trace}"
         )
+
+
+def _taken(host: Host, order: Order) -> list[Any] | None:
+    """Return this very order and its report as the host's ledger has them; another one of that number is none."""
+    known: list[Any] | None = host.durable["orders"].get(order.number)
+    return known if known is not None and is_same(known[0], order) else None
 
 
 def _report(order: Order, answer: Answer, facts: Facts | None = None, reason: str = "") -> StepReport:

@@ -128,6 +128,8 @@ class GuestReport:
     epoch: int
     number: int
     interrupted: bool = False
+    granted: int = 0
+    """The epoch at which this host was last allowed to run it; 0 if it never was, or is sealed."""
 
     def __post_init__(self) -> None:
         bounds.label("server", self.server)

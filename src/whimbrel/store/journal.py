@@ -90,7 +90,7 @@ def awaited(tx: Connection) -> list[Row[Any]]:
         tx.execute(
             select(journal)
             .join(migrations, migrations.c.id == journal.c.migration_id)
-            .where(migrations.c.open, journal.c.mark.in_(AWAITED))
+            .where(migrations.c.open, migrations.c.held.is_(False), journal.c.mark.in_(AWAITED))
         )
     )
 
