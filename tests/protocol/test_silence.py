@@ -41,7 +41,7 @@ class Wire:
 def waiting(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     """A cluster whose target works on an order and has not answered yet."""
     monkeypatch.setattr(service, "TICK", 0.01)
-    cluster = Cluster(patience=PATIENCE)
+    cluster = Cluster(patience=PATIENCE, census=0.01)
     cluster.start()
     cluster.step()
     assert cluster.marks()["prepare"] == "doing"

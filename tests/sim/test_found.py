@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError
 
-from tests.protocol.cluster import SERVER, Cluster, Free
+from tests.protocol.by_hand import SERVER, Cluster, Free
 from tests.unit.orders import order
 from whimbrel.agent import service
 from whimbrel.agent.admission import Admission

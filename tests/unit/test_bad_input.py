@@ -133,7 +133,7 @@ async def test_a_row_of_the_outbox_that_nobody_understands_holds_nobody_up(cloud
 
     def rows(tx: Any) -> None:
         for kind, body in (("Telepathy", {}), ("Wake", {"migration": -1}), ("Wake", {"migration": 7})):
-            tx.execute(outbox.insert().values(queue="conductor", type=kind, body=body, created_at=clock.now() - 60.0))
+            tx.execute(outbox.insert().values(queue="conductor", type=kind, body=body, due_at=clock.now() - 60.0))
 
     cloud.services.store.write_now(rows)
     relay = Relay(cloud.services.store, cast)

@@ -7,6 +7,7 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection, Row
 
+from whimbrel.conductor import restore
 from whimbrel.conductor.drive import Driver, Effects, send
 from whimbrel.conductor.endings import power_from
 from whimbrel.conductor.orders import attempt_label
@@ -32,6 +33,8 @@ def take(tx: Connection, driver: Driver, report: StepReport) -> Effects:
         return effects
     if report.answer is Answer.NOT_DONE and report.facts.get("unheard"):
         _send_again(tx, row, effects)
+        return effects
+    if report.answer is Answer.STALE and restore.refuse_stale(tx, report):
         return effects
     key = (row.migration_id, row.segment, row.attempt, row.step)
     journal.write(tx, key, _values(tx, row, report))
