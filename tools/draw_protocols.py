@@ -14,8 +14,8 @@ Drawn from `src/whimbrel/migration/protocols.py` by `tools/draw_protocols.py`; a
 
 Rows are done from top to bottom and undone from bottom to top. *word*: only the host itself can answer for the undo, so
 a silent host is waited for and named. *proof*: what may stand in for that word, any proof or only an administrator's
-(given). *fence*: its silence turns nothing back. *owed*: a silent host may do it later. *turns*: the server changes hosts
-here, so a cancel comes too late. *no return*: from here only forward.
+(given). *fence*: its silence turns nothing back. *owed*: a silent host may do it later. *turns*: the server changes
+hosts here, so a cancel comes too late. *no return*: from here only forward.
 """
 
 

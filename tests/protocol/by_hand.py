@@ -1,7 +1,7 @@
 """A cluster whose hosts are imitated whole, ledgers and all: for tests that put databases back.
 
-The hosts of `cluster.py` have the real ledgers; here a test may set what a host remembers. Messages are delivered when the
-test says so, and `audit` is called at every boundary.
+The hosts of `cluster.py` have the real ledgers; here a test may set what a host remembers. Messages are delivered when
+the test says so, and `audit` is called at every boundary.
 """
 
 from __future__ import annotations
