@@ -178,7 +178,11 @@ def mutants(module: str) -> list[Mutant]:
     """Return every mutant of a module, in the order of its lines."""
     tree = ast.parse(_path(module).read_text())
     found = {}
+    decorators = [each for node in ast.walk(tree) for each in getattr(node, "decorator_list", [])]
+    alone = {id(node) for each in decorators for node in ast.walk(each)}
     for parent in list(ast.walk(tree)):
+        if id(parent) in alone:
+            continue
         for field, value in list(ast.iter_fields(parent)):
             if _is_left_alone(parent, field):
                 continue

@@ -115,8 +115,8 @@ def _one_runner(cluster: Cluster, books: Books) -> None:
         assert books.server["epoch"] >= seen.grant_epoch, "S4: a grant from the future"
         for other in cluster.agents.values():
             rival = other.record() if other.host is not host else None
-            newer = rival is not None and rival.sealed is None and (rival.grant_epoch or 0) > seen.grant_epoch
-            assert not newer, f"S4: {host.name} runs it at {seen.grant_epoch}, {other.host.name} holds a newer grant"
+            valid = rival is not None and rival.sealed is None and rival.grant_boot == f"boot-{other.host.boot}"
+            assert not valid, f"S1: {host.name} runs it, and {other.host.name} may run it too"
 
 
 def _one_whole_copy(cluster: Cluster, books: Books) -> None:

@@ -311,3 +311,39 @@ def test_nothing_that_was_half_started_is_left_behind() -> None:
     assert cluster.migration().outcome == "error", cluster.story()
     cluster.settled("h1")
     assert len(cluster.rows(migrations_table)) == 1
+
+
+def test_a_host_that_was_only_cut_off_stands_aside_before_the_server_runs_elsewhere() -> None:
+    cluster = Cluster(names=("h1", "h2"))
+    cluster.hosts["h1"].up = False
+    cluster.tick(later=70)
+    cluster.evacuate()
+    wait(cluster, 2)
+    assert cluster.migration().fence == "h1" and cluster.hosts["h1"].running, cluster.story()
+    cluster.hosts["h1"].up = True
+    cluster.run()
+    assert cluster.migration().outcome == "completed", cluster.story()
+    cluster.settled("h2")
+
+
+def test_a_revert_without_a_copy_to_go_back_to_refuses_and_the_target_runs_on() -> None:
+    cluster = moved()
+    cluster.hosts["h1"].sealed.clear()
+    cluster.verdict(Verdict.REVERT)
+    cluster.drain()
+    assert cluster.migration().window_open and "missing" in cluster.migration().reason, cluster.story()
+    assert cluster.hosts["h2"].running
+
+
+def test_a_channel_that_died_with_its_agent_is_opened_anew() -> None:
+    cluster = Cluster()
+
+    def strike(what: str) -> None:
+        if what == "h1.open_channel":
+            lift(cluster)
+            raise AgentKilled
+
+    cluster.fault = strike
+    cluster.start()
+    cluster.run()
+    assert cluster.trace.count("h1.open_channel") == 2, cluster.story()
