@@ -87,7 +87,7 @@ def crowded(folder: Path) -> Iterator[Crowd]:
     cloud = loop.run_until_complete(opened.__aenter__())
     try:
         names = loop.run_until_complete(_people(cloud))
-        live = sqlite3.connect(folder / "cloud.sqlite", check_same_thread=False)
+        live = sqlite3.connect(cloud.services.store.url.removeprefix("sqlite:///"), check_same_thread=False)
         pristine = sqlite3.connect(":memory:")
         live.backup(pristine)
         app = build_app(cloud.services)

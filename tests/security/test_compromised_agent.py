@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import aio_pika
@@ -107,7 +108,7 @@ async def test_another_host_is_not_what_an_intruder_says_it_is(scene: Scene, int
     await intruder.say("heartbeats", Changed(1, scene.victim, 1))
     await intruder.say("progress", Progress("h1", scene.victim, 1, "1-1", "prepare", 1, 1, 1.0, None))
     # Of itself it is believed: that it is there, and has room. But the victim is not there.
-    await intruder.say("heartbeats", heartbeat("h3", lie, GuestReport(scene.own, "stopped", *[1_900_000_000] * 2)))
+    await intruder.say("heartbeats", heartbeat("h3", lie, GuestReport(scene.own, "stopped", 2 * 10**9, 2 * 10**9)))
     await until("the true part", lambda: _host(scene, "h3")["address"] == "192.0.2.66")
     assert scene.server() == before
     assert _host(scene, "h1") == h1 and not scene.rows("SELECT name FROM hosts WHERE name = 'h4'")
@@ -140,6 +141,23 @@ async def test_a_forged_report_moves_no_migration(scene: Scene, intruder: Intrud
     await asyncio.to_thread(scene.wait, scene.victim, "VERIFY_RESIZE")
     await asyncio.to_thread(scene.act, scene.victim, "revertResize")
     await asyncio.to_thread(scene.wait, scene.victim, "ACTIVE")
+
+
+async def test_a_report_on_an_order_of_its_own_is_about_no_other_server(scene: Scene, intruder: Intruder) -> None:
+    await asyncio.to_thread(scene.act, scene.own, "reboot", {"type": "HARD"})
+    query = "SELECT outstanding FROM journal WHERE host = 'h3' AND mark = 'doing' AND outstanding IS NOT NULL"
+    await until("an order to h3", lambda: bool(scene.rows(query)))
+    own = msgspec.convert(msgspec.json.decode(scene.rows(query)[0]["outstanding"]), Order)
+    before = scene.server()
+    true = StepReport(
+        "h3", own.server, own.migration, own.segment, own.attempt, own.step, own.verb, own.number, Answer.DONE,
+        {"power_state": "paused", "epoch": before["epoch"] + 7, "number": before["order_number"] + 7},
+    )  # fmt: skip
+    for answer in (Answer.DONE, Answer.STALE, Answer.FAILED):
+        await intruder.say(queues.CONDUCTOR, replace(true, server=scene.victim, answer=answer))
+    await intruder.say(queues.CONDUCTOR, replace(true, facts={"power_state": "running"}))
+    await asyncio.to_thread(scene.wait, scene.own, "ACTIVE")
+    assert scene.server() == before
 
 
 async def test_another_hosts_call_is_not_an_intruders_to_answer(scene: Scene, intruder: Intruder) -> None:
