@@ -35,8 +35,13 @@ FIRST ?= 1
 sim: setup  ## simulate SEEDS seeds from FIRST on: every kind of fault, every promise audited
 	$(PY) -m tests.sim.run --seeds $(SEEDS) --first $(FIRST) --processes $(shell nproc)
 
-proof: sim  ## prove it at length: SEEDS=20000
+SEED ?= 1
+MINUTES ?= 600
+EVERY := cold resize confirm revert build delete power
+proof: sim  ## prove it at length: SEEDS=20000; every pair of crashes; each fault at each step, resumable (CELLS="cold revert" MINUTES=60)
 	WHIMBREL_EXHAUSTIVE=1 $(PY) -m pytest tests/protocol -n 2 --timeout 0
+	$(PY) -m tests.fault.proof fake $(or $(CELLS),$(EVERY)) --seed $(SEED) --minutes $(MINUTES)
+	$(PY) -m tests.fault.proof real $(CELLS) --seed $(SEED) --minutes $(MINUTES)
 
 mutants: setup  ## change the heart one thing at a time and see whether a test notices: make mutants ARGS="--sample 10"
 	nice -n 10 $(PY) tools/mutants.py $(ARGS)

@@ -22,12 +22,17 @@ def test_files_and_guests_that_belong_to_nobody_are_told_and_mended(cloud: Drift
     server, deleted = cloud.server("h1"), cloud.server("h2")
     cloud.move(server, "h2")
     attempt = cloud.books(newest_attempt, server)
+    cloud.act(server, "migrate", {"host": "h3"})
+    cloud.wait(server, "VERIFY_RESIZE")
+    cloud.act(server, "revertResize")
+    cloud.wait(server, "ACTIVE")
+    reverted = cloud.books(newest_attempt, server)
     cloud.delete(deleted)
     code, report = cloud.audit()
     assert (code, report["findings"], sorted(report["hosts"])) == (0, [], ["h1", "h2", "h3"])
 
     cloud.directory("h1", f"{server}.sealed-{attempt}", attempt)
-    cloud.directory("h3", f"{server}.incoming-{attempt}", attempt)
+    cloud.directory("h3", f"{server}.incoming-{reverted}", reverted)
     cloud.directory("h3", deleted, attempt)
     with cloud.guests("h1") as guests, cloud.guests("h2") as at_home:
         guests[server] = at_home[server] | {"boot": cloud.boot("h1")}

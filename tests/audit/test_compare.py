@@ -326,13 +326,13 @@ def test_a_resize_on_its_own_host_accounts_for_both_copies_and_both_claims() -> 
 )
 @pytest.mark.parametrize(
     "elsewhere",
-    [stray(RUNNING), stray(STOPPED), stray(None, incoming("7-1")), stray(None, sealed("7-1"))],
+    [stray(RUNNING), stray(STOPPED), stray(None, incoming("8-1")), stray(None, sealed("7-1"))],
     ids=["runs", "defined", "incoming", "sealed"],
 )
 def test_nothing_is_removed_or_stopped_unless_the_home_proves_that_it_has_the_server(
     at_home: SeenServer, elsewhere: SeenServer
 ) -> None:
-    scene = Scene(closed=[CONFIRMED_HERE])
+    scene = Scene(closed=[CONFIRMED_HERE, migration(8, outcome="error")])
     scene.seen = {"h1": [at_home], "h2": [elsewhere]}
     assert any(finding.host == "h2" for finding in scene.findings())
     assert not any(finding.repair for finding in scene.findings() if finding.server == SERVER)
@@ -340,6 +340,30 @@ def test_nothing_is_removed_or_stopped_unless_the_home_proves_that_it_has_the_se
     assert not any(finding.repair for finding in scene.findings() if finding.server == SERVER)
     scene.silent = {}
     assert any(finding.repair for finding in scene.findings() if finding.server == SERVER)
+
+
+@pytest.mark.parametrize(("outcome", "attempts", "safe"), [
+    ("error", 1, True), ("cancelled", 1, True), ("reverted", 1, True), ("confirmed", 1, False), ("completed", 1, False),
+    ("confirmed", 2, True),
+])  # fmt: skip
+def test_an_incoming_goes_only_if_its_attempt_can_never_be_live_again(outcome: str, attempts: int, safe: bool) -> None:
+    made_by = migration(outcome=outcome, attempt=f"7-{attempts}", attempts=attempts, source="h2")
+    scene = Scene(closed=[made_by])
+    scene.seen["h2"] = [stray(None, incoming("7-1"))]
+    (found,) = scene.findings()
+    assert (found.repair is not None) == safe
+
+
+def test_nobody_is_told_to_remove_what_may_be_the_only_copy() -> None:
+    scene = Scene(closed=[replace(CONFIRMED_HERE, outcome="reverted")])
+    scene.seen["h1"] = [home(power=None, directories=(sealed("7-1"),))]
+    (found,) = scene.findings()
+    assert found.kind is Kind.MISSING_FILES and f"openstack server start {SERVER}" in found.remedy
+    scene.seen["h1"], scene.seen["h2"] = [], [stray(None, sealed("7-1"), incoming("8-1"))]
+    remedies = [found.remedy for found in scene.findings() if found.host == "h2"]
+    assert len(remedies) == 2 and all("leave" in remedy and "rm -r" not in remedy for remedy in remedies)
+    scene.silent = {"h1": "down"}
+    assert not any("rm -r" in found.remedy for found in scene.findings())
 
 
 def test_a_host_that_knows_newer_orders_is_not_repaired() -> None:

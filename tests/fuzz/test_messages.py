@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Connection, select
 
 from tests.fuzz.crowd import Crowd, crowded
+from tests.unit.orders import SERVER, order
+from whimbrel.agent.control import StepControl
+from whimbrel.agent.executor import look, perform
+from whimbrel.agent.ledger import Ledger
+from whimbrel.agent.service import world
 from whimbrel.bus.codec import DecodeError, registry
 from whimbrel.conductor import hosts, reports, timers
 from whimbrel.conductor.drive import Driver
 from whimbrel.domain.migration import Answer
-from whimbrel.migration.messages import MESSAGES, Heartbeat, StepReport, Targets
+from whimbrel.migration.messages import MESSAGES, Heartbeat, Order, StepReport, Targets
+from whimbrel.migration.ports import World
+from whimbrel.migration.protocols import PROTOCOLS
 from whimbrel.ops import clock
-from whimbrel.ops.settings import Conductor
+from whimbrel.ops.settings import Agent, Conductor
 from whimbrel.scheduler import table
 from whimbrel.store import journal, migrations, servers_core
 from whimbrel.store.tables import servers
@@ -57,6 +67,10 @@ FACTS = st.recursive(
 JSON = st.recursive(
     FACTS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3)
 )
+
+
+VERBS = st.sampled_from(("do", "undo"))
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def of_type(hint: Any) -> st.SearchStrategy[Any]:
@@ -269,3 +283,48 @@ def test_the_greatest_numbers_that_are_believed_can_be_counted_on_from(office: O
         )
     finally:
         office.crowd.put_back()
+
+
+# --- what an agent does with them -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Ledger, World]]:
+    folder = tmp_path_factory.mktemp("host")
+    agent = Agent(
+        host="h1",
+        address="h1",
+        hypervisor="fake",
+        instances_dir=str(folder / "instances"),
+        state_dir=str(folder / "state"),
+    )
+    (folder / "instances").mkdir()
+    ledger = Ledger(agent.state_dir, "boot")
+    yield folder, ledger, world(agent, ledger)
+    ledger.close()
+
+
+SANE = msgspec.to_builtins(order("prepare", 1))
+
+
+@given(data=st.data())
+def test_an_order_of_anything_is_answered_and_touches_nothing_else(
+    host: tuple[Path, Ledger, World], data: st.DataObject
+) -> None:
+    folder, ledger, here = host
+    strange = data.draw(BODIES[Order])
+    wrong = data.draw(st.sets(st.sampled_from(sorted(strange)), max_size=2))
+    step = data.draw(st.sampled_from([(table.name, row.name) for table in PROTOCOLS.values() for row in table.steps]))
+    body = SANE | {"protocol": step[0], "step": step[1], "number": data.draw(NUMBERS), "verb": data.draw(VERBS)}
+    message = decoded(Order, body | {key: strange[key] for key in wrong})
+    if message is None:
+        return
+    ledger.accept(message)
+    ledger.find(message)
+    answer, _, reason = perform(here, message, StepControl(min(message.limit, 0.3)))
+    assert answer in Answer and "internal error" not in reason, (message, reason)
+    answer, _, reason = look(here, message, StepControl(0.3))
+    assert "internal error" not in reason, (message, reason)
+    assert {path.name for path in folder.iterdir()} <= {"instances", "state", "fake-wire"}
+    strangers = [path for path in (folder / "instances").iterdir() if not path.name.startswith((SERVER, ".", "_"))]
+    assert all(UUID.match(path.name) for path in strangers), strangers

@@ -175,7 +175,8 @@ class Agent:
             return ()
         state = PowerState.UNKNOWN if seen.at_work else self.host.process or PowerState.STOPPED
         interrupted = seen.grant_boot not in (None, self.ledger.boot) or seen.sealed is not None
-        return (GuestReport(SERVER, state, seen.epoch, seen.number, interrupted),)
+        granted = seen.grant_epoch or 0 if seen.sealed is None else 0
+        return (GuestReport(SERVER, state, seen.epoch, seen.number, interrupted, granted),)
 
     def _do(self, order: Order) -> None:
         outcome = perform(self._world, order, Control())

@@ -27,7 +27,7 @@ from tests.protocol.audit import Books, audit, read
 from tests.protocol.host import SERVER, Broken, Copy, Host
 from whimbrel.agent.grants import LedgerGrants
 from whimbrel.conductor import hosts as host_books
-from whimbrel.conductor import reports, timers
+from whimbrel.conductor import reports, restore, timers
 from whimbrel.conductor.drive import Driver, Effects
 from whimbrel.domain.claim import Resources
 from whimbrel.domain.migration import Kind, Verdict, Witness
@@ -315,6 +315,7 @@ class Cluster:
         for migration_id in due.asleep:
             self.transact(self.driver.advance, migration_id)
         self.transact(timers.collect_debts, self.conf)
+        self.transact(restore.settle, self.conf)
         self._write(timers.note_asked, [key for key, _ in due.asks])
         for _, ask in due.asks:
             self._send(ask)

@@ -118,6 +118,9 @@ class Host:
             return None
         return self.process or PowerState.STOPPED
 
+    def known(self) -> dict[str, PowerState]:
+        return {server: self.state(server) or PowerState.UNKNOWN for server in self.domains}
+
     def compose(self, order: Order) -> tuple[str, list[str]]:
         made = definition_of(order)
         if order.from_image or order.protocol == "power":

@@ -153,6 +153,27 @@ def test_recovery_outranks_a_move_that_is_stuck_on_the_dead_source() -> None:
     cluster.settled("h3")
 
 
+def test_a_debt_from_before_never_removes_a_server_that_has_come_back() -> None:
+    cluster = dark()
+    cluster.evacuate("h2")
+    wait(cluster)
+    cluster.prove("h1")
+    wait(cluster)
+    cluster.boot(cluster.hosts["h1"])
+    cluster.drain()
+    host = cluster.hosts["h1"]
+    host.live = host.defined = None  # somebody has moved the stale copy out of the way
+    cluster.start(forced_host="h1")
+    cluster.drain()
+    assert cluster.migration().window_open and running(cluster) == ["h1"], cluster.story()
+    assert [row.paid_at for row in cluster.rows(debts)] == [None], "it was not paid before the server came back"
+    wait(cluster)
+    assert running(cluster) == ["h1"], cluster.story()
+    cluster.verdict(Verdict.CONFIRM)
+    cluster.run()
+    cluster.settled("h1")
+
+
 def test_a_server_with_a_whole_copy_elsewhere_is_not_made_anew_from_its_image() -> None:
     cluster = Cluster()
     cluster.start()

@@ -18,7 +18,7 @@ from tests.sim.cloud import SimCloud
 from tests.sim.timeloop import outside
 from whimbrel.agent.guests import fake
 from whimbrel.domain.claim import resources_of
-from whimbrel.domain.migration import Kind, Outcome, Verdict
+from whimbrel.domain.migration import Kind, Mark, Outcome, Verdict
 from whimbrel.domain.server import PowerAction, PowerState
 from whimbrel.store import claims
 from whimbrel.store.servers_core import flavor_of
@@ -28,7 +28,7 @@ from whimbrel.store.tables import debts, hosts, journal, migrations, outbox, ser
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _SEALED = re.compile(rf"({_UUID.pattern})\.sealed-(\d+-\d+)")
 GRACE = 60.0
-"""Seconds after the last fault in which every guest that should run must run again (L2)."""
+"""Seconds that a guest that should run may be down once the faults are over (L2)."""
 
 
 @dataclass
@@ -69,6 +69,8 @@ class Auditor:
     given_up: set[int] = field(default_factory=set)
     runners: dict[str, set[str]] = field(default_factory=dict)
     excused: dict[str, str] = field(default_factory=dict)
+    down_since: dict[str, float] = field(default_factory=dict)
+    calm_since: float | None = None
     checks: int = 0
 
     def fail(self, invariant: str, what: str) -> None:
@@ -88,7 +90,9 @@ class Auditor:
         runners = self.runners.setdefault(server, set())
         self.cloud.tell(name, f"guest {server[:8]} is {state}")
         if state is not PowerState.RUNNING:
-            runners.discard(name)
+            if name in runners:
+                runners.discard(name)
+                self.down_since[server] = self.cloud.loop.time()
             return
         self.excused.pop(server, None)
         if runners - {name}:
@@ -112,6 +116,7 @@ class Auditor:
         for server, runners in self.runners.items():
             if name in runners:
                 runners.discard(name)
+                self.down_since[server] = self.cloud.loop.time()
                 newest = self.books().newest(server)
                 if newest and newest[0].open and newest[0].finished_at is not None:
                     self.excused[server] = "its host lost power in the undo window"
@@ -156,6 +161,8 @@ class Auditor:
         for name, used in outside(self.cloud.store.read_now, claims.claimed).items():
             if name not in limits or used.lacking(limits[name]):
                 self.fail("S5 claims", f"{name} has {limits.get(name)} and {used} is claimed")
+        if self.calm_since is not None:
+            self._guests_run(books, self.calm_since)
         for alarm in self.cloud.alarms():
             self.fail("internal error", alarm)
         return books
@@ -188,16 +195,25 @@ class Auditor:
         )
 
     def _give_up(self, books: Books, server: str) -> None:
-        """A revert that the user asked for gives up what was written after the hand-over."""
+        """Forget what a user gave up: by a revert what came after the hand-over, by an evacuation all that was there.
+
+        An administrator's proof that the target is off, in place of its word, gives up what was written there.
+        """
         for row in books.newest(server):
-            if row.id in self.given_up or row.kind not in (Kind.MIGRATION, Kind.RESIZE):
-                continue
-            protocols = [segment["protocol"] for segment in row.segments]
             for entry in books.journal:
-                if entry.migration_id == row.id and entry.step == "take_back" and protocols[entry.segment] == "revert":
+                if row.id in self.given_up or entry.migration_id != row.id:
+                    continue
+                protocol = row.segments[entry.segment]["protocol"]
+                back = protocol == "revert" and entry.step == "take_back"
+                proved = protocol in ("cold", "resize") and entry.step == "start_guest" and "proof" in entry.undo_facts
+                if back or proved:
                     self.given_up.add(row.id)
                     kept = self.sealed_at.get((server, f"{row.id}-{entry.attempt}"), 0)
                     self.history[server] = min(self.history[server], kept)
+                    return
+                if protocol == "evacuate" and entry.step == "hand_over" and entry.mark == Mark.DONE:
+                    self.given_up.add(row.id)
+                    self.history[server] = 0
                     return
 
     # --- what must hold when the faults are over ---------------------------------------------------------
@@ -213,11 +229,13 @@ class Auditor:
                 return f"{debt.host} owes {debt.verb} {debt.step} of {debt.server_id[:8]}"
         return f"{len(books.outbox)} messages in the outbox" if books.outbox else ""
 
-    def guests_run(self) -> None:
-        """Every guest that should run does (L2)."""
-        books = self.books()
+    def _guests_run(self, books: Books, calm_since: float) -> None:
+        """Every guest that should run does, or has not been down for long (L2)."""
+        now = self.cloud.loop.time()
         for row in books.servers:
-            if row.deleted_at is None and not self._is_going(books, row.id) and not self.runners.get(row.id):
+            if row.deleted_at is not None or self._is_going(books, row.id) or self.runners.get(row.id):
+                continue
+            if now - max(calm_since, self.down_since.get(row.id, 0.0)) >= GRACE:
                 why = self._should_run(books, row)
                 if why:
                     self.fail("L2 runs again", f"{row.id} runs nowhere: {why}")
@@ -229,9 +247,11 @@ class Auditor:
         if server.id in self.excused or any("guest_down" in {**row.facts, **row.undo_facts} for row in last):
             return ""
         if newest.kind == Kind.POWER:
-            stops = newest.action == PowerAction.STOP or newest.outcome == Outcome.ERROR
-            return "" if stops else f"power action {newest.action} {newest.outcome}"
+            started = newest.action != PowerAction.STOP and newest.outcome == Outcome.COMPLETED
+            return "" if not started else f"power action {newest.action} {newest.outcome}"
         if newest.kind == Kind.BUILD and newest.outcome != Outcome.COMPLETED:
+            return ""
+        if newest.kind == Kind.EVACUATION and newest.action == PowerAction.STOP and newest.outcome == Outcome.COMPLETED:
             return ""
         return f"{newest.kind} {newest.id} {newest.outcome}" if newest.was_running else ""
 

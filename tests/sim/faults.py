@@ -22,7 +22,7 @@ from whimbrel.domain.errors import CannotTell, StepError
 CRASH_AT_STEP = {"agent": 1 / 1500, "conductor": 1 / 2500, "scheduler": 1 / 150, "api": 1 / 60}
 CRASH_AT_WRITE = {"agent": 1 / 60, "conductor": 1 / 120, "api": 1 / 25}
 LOST, TWICE, LATE = 0.08, 0.08, 0.2
-LATENESS = 40.0
+LATENESS = 120.0
 WEAK_START = 0.4
 
 
@@ -37,7 +37,7 @@ class Lasting:
 
 LASTING = (
     Lasting("partition", 60, (2, 130)),
-    Lasting("power cut", 70, (1, 120)),
+    Lasting("power cut", 60, (1, 200)),
     Lasting("agent killed", 50, (0.1, 90)),
     Lasting("conductor killed", 60, (0.1, 60)),
     Lasting("scheduler killed", 90, (1, 80)),

@@ -180,7 +180,7 @@ def main() -> int:
     given = parser.parse_args()
     alive = 0
     with multiprocessing.get_context("spawn").Pool(given.processes, maxtasksperchild=1) as pool:
-        hunts = pool.imap(functools.partial(hunt, seeds=given.seeds), range(len(MUTANTS)), chunksize=1)
+        hunts = pool.imap_unordered(functools.partial(hunt, seeds=given.seeds), range(len(MUTANTS)))
         for index, seeds, found in hunts:
             alive += not seeds
             print(f"{MUTANTS[index].title:<48} {seeds or '-':>5}  {found[:100]}", flush=True)

@@ -30,6 +30,7 @@ from tests.sim.faults import Lasting
 from tests.sim.seams import installed
 from tests.sim.story import Story
 from tests.sim.timeloop import Process, inside
+from tests.sim.troubles import TROUBLES
 from whimbrel.domain.errors import BusError, RequestError, Unavailable
 from whimbrel.domain.migration import Kind, Verdict
 from whimbrel.domain.server import PowerAction
@@ -113,6 +114,7 @@ class Run:
             "conductor": settings.Conductor(
                 shutdown_grace=10,
                 confirm_window=rng.choice((0, 0, 0, 45)),
+                service_down_after=rng.choice((25, 60)),
                 same_host_resize=rng.random() < 0.3,
             ),
             "max_copies": rng.choice((1, 2)),
@@ -163,7 +165,6 @@ class Run:
         self._until(self.faulty_for)
         self._calm()
         self._until(self.loop.time() + GRACE)
-        self.auditor.guests_run()
         self._rest()
         self._apart(self._end_all())
         self._until(self.loop.time() + LOOK)
@@ -235,7 +236,9 @@ class Run:
     async def _operate(self, api: Process, row: workload.Row, rng: random.Random) -> None:
         store = self.cloud.store
         try:
-            begun = await store.write(row.run, rng)
+            off = frozenset(host.name for host in self.cloud.hosts.values() if not host.on)
+            user = workload.User(rng, off, self.cloud.rules["conductor"].service_down_after)
+            begun = await store.write(row.run, user)
             if begun is None:
                 return
             self.counts[f"operation {row.name}"] += 1
@@ -259,6 +262,7 @@ class Run:
     def _calm(self) -> None:
         self.story.tell("world", "the faults are over")
         self.cloud.mishaps.calm()
+        self.auditor.calm_since = self.loop.time()
 
         async def mend() -> None:
             for host in self.cloud.hosts.values():
@@ -293,94 +297,6 @@ class Run:
     async def _do(self, function: Any, *args: Any, **kwargs: Any) -> None:
         begun = await self.cloud.store.write(function, *args, **kwargs)
         await Relay(self.cloud.store, self.cloud.api_bus.cast).send_now(begun.outbox)
-
-
-# --- faults that last ------------------------------------------------------------------------------------
-
-
-async def _partition(run: Run, host: Host, seconds: float, rng: random.Random) -> None:
-    run.story.tell(host.name, f"is cut from the broker for {seconds:.0f} s")
-    host.linked.clear()
-    await asyncio.sleep(seconds)
-    host.linked.set()
-    run.story.tell(host.name, "reaches the broker again")
-
-
-async def _power_cut(run: Run, host: Host, seconds: float, rng: random.Random) -> None:
-    run.story.tell(host.name, f"LOSES POWER for {seconds:.0f} s")
-    host.power_off()
-    await asyncio.sleep(seconds)
-    host.power_on()
-
-
-async def _agent_killed(run: Run, host: Host, seconds: float, rng: random.Random) -> None:
-    if host.agent is not None:
-        run.story.tell(host.agent.name, f"killed, away for {seconds:.0f} s")
-        host.agent.kill()
-    await asyncio.sleep(seconds)
-    host.start_agent()
-
-
-async def _conductor_killed(run: Run, host: Host, seconds: float, rng: random.Random) -> None:
-    await _service_killed(run, "conductor", seconds)
-
-
-async def _scheduler_killed(run: Run, host: Host, seconds: float, rng: random.Random) -> None:
-    await _service_killed(run, "scheduler", seconds)
-
-
-async def _service_killed(run: Run, name: str, seconds: float) -> None:
-    run.story.tell(name, f"killed, away for {seconds:.0f} s")
-    run.cloud.services[name].kill()
-    await asyncio.sleep(seconds)
-    run.cloud.start_controller()
-
-
-async def _clock_jump(run: Run, host: Host, seconds: float, rng: random.Random) -> None:
-    by = rng.choice((-1, 1)) * rng.choice((1.0, 30.0, 300.0, 4000.0)) * rng.random()
-    if rng.random() < 0.5:
-        host.skew += by
-        processes, name = [host.agent], host.name
-    else:
-        run.cloud.skew += by
-        processes, name = list(run.cloud.services.values()), "controller"
-    for process in processes:
-        if process is not None:
-            process.skew += by
-    run.story.tell(name, f"clock jumps by {by:.0f} s")
-
-
-def _while(attribute: str, words: str) -> Any:
-    async def fault(run: Run, host: Host, seconds: float, rng: random.Random) -> None:
-        run.story.tell(host.name, f"{words} for {seconds:.0f} s")
-        setattr(host, attribute, True)
-        await asyncio.sleep(seconds)
-        setattr(host, attribute, False)
-
-    return fault
-
-
-async def _database_away(run: Run, host: Host, seconds: float, rng: random.Random) -> None:
-    run.story.tell("database", f"away for {seconds:.0f} s")
-    run.cloud.mishaps.database_away = True
-    await asyncio.sleep(seconds)
-    run.cloud.mishaps.database_away = False
-
-
-TROUBLES: dict[str, Any] = {
-    "partition": _partition,
-    "power cut": _power_cut,
-    "agent killed": _agent_killed,
-    "conductor killed": _conductor_killed,
-    "scheduler killed": _scheduler_killed,
-    "clock jump": _clock_jump,
-    "full disk": _while("full_disk", "disk is full"),
-    "slow disk": _while("slow_disk", "disk is slow"),
-    "bad disk": _while("bad_disk", "disk has errors"),
-    "silent hypervisor": _while("silent_hypervisor", "hypervisor is silent"),
-    "start fails": _while("start_fails", "guests do not start"),
-    "database away": _database_away,
-}
 
 
 # --- many seeds --------------------------------------------------------------------------------------------

@@ -214,7 +214,7 @@ async def test_a_heartbeat_tells_room_protocols_and_guests_and_comes_at_once_aft
 ) -> None:
     async with conductor.agent("h1"):
         await conductor.build("h1")
-        assert await conductor.seen("h1", "running") == GuestReport(SERVER, "running", 1, 3)
+        assert await conductor.seen("h1", "running") == GuestReport(SERVER, "running", 1, 3, granted=1)
         beat = conductor.heartbeats[-1]
         assert beat.protocols == {name: table.version for name, table in PROTOCOLS.items()}
         assert beat.vcpus > 0 and beat.ram_mb > 0 and beat.disk_gb > 0 and "load average" in beat.uptime

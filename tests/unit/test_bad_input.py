@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from pathlib import Path
@@ -20,10 +21,11 @@ from whimbrel.conductor.drive import Driver
 from whimbrel.domain.errors import SettingsError
 from whimbrel.domain.migration import Answer, Verb
 from whimbrel.identity import policy
-from whimbrel.migration.messages import MESSAGES, GuestReport, StepReport, Targets
-from whimbrel.ops import settings
+from whimbrel.migration.messages import MESSAGES, GuestReport, StepReport, Targets, Wake
+from whimbrel.ops import clock, settings
 from whimbrel.store import journal, migrations
-from whimbrel.store.tables import servers
+from whimbrel.store.outbox import Relay
+from whimbrel.store.tables import outbox, servers
 
 NEW = {"name": "vm", "imageRef": fill.IMAGE, "flavorRef": "1"}
 SPLIT = base64.b64encode(b"#cloud-config").decode()
@@ -118,6 +120,30 @@ async def test_a_report_counts_only_for_the_server_and_the_attempt_of_its_order(
     states = store.read_now(lambda tx: set(tx.execute(select(servers.c.power_state)).scalars()))
     assert "paused" not in states
     assert len(store.read_now(journal.awaited)) == 1, "the order is still out"
+
+
+@pytest.mark.anyio
+async def test_a_row_of_the_outbox_that_nobody_understands_holds_nobody_up(cloud: Cloud) -> None:
+    sent: list[object] = []
+    heard = asyncio.Event()
+
+    async def cast(queue: str, message: object) -> None:
+        sent.append(message)
+        heard.set()
+
+    def rows(tx: Any) -> None:
+        for kind, body in (("Telepathy", {}), ("Wake", {"migration": -1}), ("Wake", {"migration": 7})):
+            tx.execute(outbox.insert().values(queue="conductor", type=kind, body=body, due_at=clock.now() - 60.0))
+
+    cloud.services.store.write_now(rows)
+    relay = Relay(cloud.services.store, cast)
+    running = asyncio.create_task(relay.run())
+    await asyncio.wait_for(heard.wait(), 10)
+    assert not running.done()
+    running.cancel()
+    await relay.close()
+    left = cloud.services.store.read_now(lambda tx: tx.execute(select(outbox.c.type)).scalars().all())
+    assert sent == [Wake(7)] and left == ["Telepathy", "Wake"]
 
 
 # --- files -----------------------------------------------------------------------------------------

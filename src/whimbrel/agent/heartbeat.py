@@ -143,7 +143,9 @@ class Heart:
                     silent = True
             # Alive here, and yet sealed: it was told to stand aside.
             interrupted = seen.grant_boot not in (None, self._ledger.boot) or seen.sealed is not None
-            lines.append(GuestReport(seen.server, state or PowerState.STOPPED, seen.epoch, seen.number, interrupted))
+            granted = seen.grant_epoch or 0 if seen.sealed is None else 0
+            shown = state or PowerState.STOPPED
+            lines.append(GuestReport(seen.server, shown, seen.epoch, seen.number, interrupted, granted))
         return tuple(lines)
 
     def _version(self) -> int:

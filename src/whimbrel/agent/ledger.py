@@ -281,7 +281,7 @@ class Ledger:
         row = sql.execute(
             "SELECT body, report FROM orders WHERE server = ? AND number = ?", (order.server, order.number)
         ).fetchone()
-        if row is not None and _is_same(msgspec.json.decode(row[0], type=Order), order):
+        if row is not None and is_same(msgspec.json.decode(row[0], type=Order), order):
             report = None if row[1] is None else msgspec.json.decode(row[1], type=StepReport)
             return Heard(Standing.SAME, report, seen.epoch, seen.number)
         newer = order.number > seen.number and order.epoch >= seen.epoch
@@ -350,10 +350,10 @@ def read_server(sql: sqlite3.Connection, server: str) -> ServerRecord | None:
     return None if row is None else ServerRecord(*row)
 
 
-def _is_same(one: Order, other: Order) -> bool:
+def is_same(one: Order, other: Order) -> bool:
     """A number that two different orders bear (after a restored backup, say) answers for neither."""
     return _identity(one) == _identity(other)
 
 
 def _identity(order: Order) -> tuple[object, ...]:
-    return (order.migration, order.segment, order.attempt, order.step, order.verb, order.epoch)
+    return (order.request_id, order.migration, order.segment, order.attempt, order.step, order.verb, order.epoch)

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, select
 
 from whimbrel.domain.claim import Resources, resources_of
+from whimbrel.domain.migration import Outcome
 from whimbrel.domain.server import PowerState
 from whimbrel.ops import clock
 from whimbrel.store import claims as claims_ledger
@@ -63,6 +64,14 @@ class MigrationEntry:
     def busy(self) -> bool:
         """Whether a step of it may be at work, or may be about to."""
         return self.open and not self.window_open
+
+    def gave_up(self, attempt: str) -> bool:
+        """Return whether nothing that this attempt made can ever be live again, so that a late removal is right too.
+
+        What a confirmed attempt has made is live, or sealed by a later one that may be reverted.
+        """
+        later = attempt != self.attempt
+        return not self.open and (later or self.outcome in (Outcome.ERROR, Outcome.CANCELLED, Outcome.REVERTED))
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,8 @@ def _living(look: Look, host: str, seen: SeenServer, entry: ServerEntry) -> Iter
                 yield _second_copy(look, host, seen, directory, entry)
         elif directory.state == "incoming":
             yield _file(look, host, seen, directory, entry, "no migration is filling it")
+        elif host == entry.host and not has_live(seen):
+            continue  # told of as MISSING_FILES
         elif window is None or (window.source, window.attempt) != (host, directory.attempt):
             yield _file(look, host, seen, directory, entry, "no undo window needs it")
     if seen.power is PowerState.UNKNOWN:
@@ -228,6 +230,8 @@ def _file(
     path = f"{look.inspections[host].instances_dir}/{name}"
     if repair is not None:
         remedy = f"{REPAIR} orders {host} to remove it."
+    elif entry is not None and not look.has_copy_at_home(entry):
+        remedy = f"It may be the newest copy: leave {path} alone until {entry.host or 'a host'} is seen to have one."
     else:
         remedy = f"Look whether somebody needs it; if not, on {host}: `rm -r {path}`."
     detail = f"{name} ({_size(directory)}) is there, and {why}."
@@ -242,12 +246,10 @@ def _removal(look: Look, host: str, directory: SeenDirectory, entry: ServerEntry
     unborn = entry.host is None and made_by.kind == MigrationKind.BUILD
     if not unborn and not look.is_home_safe(entry):
         return None
-    if directory.state == "incoming":
-        live = look.seen(host, entry.id)
-        if live is not None and any((d.state, d.attempt) == ("live", directory.attempt) for d in live.directories):
-            return None  # one attempt makes one directory here: this is none of its making
+    confirmed = made_by.outcome == Outcome.CONFIRMED and directory.attempt == made_by.attempt
+    if directory.state == "incoming" and made_by.gave_up(directory.attempt):
         mend = Mend.DISCARD_INCOMING
-    elif made_by.outcome == Outcome.CONFIRMED and host == made_by.source:
+    elif directory.state == "sealed" and confirmed and host == made_by.source:
         mend = Mend.RETIRE_SEALED
     else:
         return None
@@ -276,18 +278,26 @@ def _at_home(look: Look, entry: ServerEntry) -> Iterator[Finding]:
     if seen is None or not has_live(seen):
         if any(has_live(other) for place, other in look.places.get(entry.id, {}).items() if place != host):
             return  # told of as WRONG_HOST
-        unseen = f" ({', '.join(look.silent)} could not be looked at)" if look.silent else ""
-        yield Finding(
-            Kind.MISSING_FILES,
-            host,
-            entry.id,
-            f"{look.inspections[host].instances_dir}/{entry.id} is not there, nor a live copy on another host{unseen}.",
-            f"Bring it back from a backup and `openstack server reboot --hard {entry.id}`; or give the server up: "
-            f"`openstack server delete {entry.id}`.",
-            entry.name,
-        )
+        yield _missing_files(look, host, seen, entry)
     elif look.answered(host) and not look.behind(entry, seen):
         yield from _guest_at_home(look, seen, entry)
+
+
+def _missing_files(look: Look, host: str, seen: SeenServer | None, entry: ServerEntry) -> Finding:
+    """Its host has no live directory; a sealed one there is what an unseal that failed has left, and is whole."""
+    kept = [name_of(entry.id, one) for one in seen.directories if one.state == "sealed"] if seen else []
+    root = look.inspections[host].instances_dir
+    if kept:
+        detail = f"{root}/{kept[0]} is there, and was never given its name back."
+        remedy = f"`openstack server start {entry.id}` brings it back."
+    else:
+        unseen = f" ({', '.join(look.silent)} could not be looked at)" if look.silent else ""
+        detail = f"{root}/{entry.id} is not there, nor a live copy on another host{unseen}."
+        remedy = (
+            f"Bring it back from a backup and `openstack server reboot --hard {entry.id}`; or give the server up: "
+            f"`openstack server delete {entry.id}`."
+        )
+    return Finding(Kind.MISSING_FILES, host, entry.id, detail, remedy, entry.name)
 
 
 def _guest_at_home(look: Look, seen: SeenServer, entry: ServerEntry) -> Iterator[Finding]:

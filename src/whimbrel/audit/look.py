@@ -100,6 +100,11 @@ class Look:
         """Return whether the host has obeyed orders about this server that the books do not know."""
         return seen.epoch > server.epoch or seen.number > server.number
 
+    def has_copy_at_home(self, server: ServerEntry) -> bool:
+        """Return whether the host where the server belongs was seen to have its live copy."""
+        at_home = self.seen(server.host, server.id)
+        return at_home is not None and has_live(at_home)
+
     def is_home_safe(self, server: ServerEntry) -> bool:
         """Return whether the host where the server belongs has its live copy, and holds the grant of its epoch.
 

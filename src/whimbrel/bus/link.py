@@ -83,6 +83,7 @@ class Link:
         self._publisher: AbstractChannel
         self._emitter: AbstractChannel
         self._declared: set[str] = set()
+        self._declaring = asyncio.Lock()
         self._attached: dict[Consumer, tuple[AbstractQueue, str]] = {}
         self._answers = queues.answers(ids.new_hex())
         self._questions = count()
@@ -234,11 +235,14 @@ class Link:
         host = self._trust.host
         if row.name in self._declared or (host is not None and row.name != queues.agent(host)):
             return
-        async with self._connection.channel(publisher_confirms=False) as channel:
-            queue = await channel.declare_queue(row.name, durable=True, arguments=dict(row.arguments))
-            if row.exchange != queues.DEFAULT_EXCHANGE:
-                await queue.bind(row.exchange, row.name)
-        self._declared.add(row.name)
+        async with self._declaring:  # a crowd of senders makes one channel, not one each
+            if row.name in self._declared:
+                return
+            async with self._connection.channel(publisher_confirms=False) as channel:
+                queue = await channel.declare_queue(row.name, durable=True, arguments=dict(row.arguments))
+                if row.exchange != queues.DEFAULT_EXCHANGE:
+                    await queue.bind(row.exchange, row.name)
+            self._declared.add(row.name)
 
     async def _find_controllers(self) -> None:
         """Raise BusError while no controller has ever made the exchange that agents write to."""

@@ -78,7 +78,8 @@ def _next_attempt(tx: Connection, migration: Row[Any]) -> bool:
             fault = {"code": 500, "created": clock.now(), "message": CANCELLED}
             servers_core.set_values(tx, migration.server_id, fault=fault)
         return _close(tx, migration, Outcome.CANCELLED, CANCELLED)
-    reason = _reason(_entries(tx, migration))
+    entries = _entries(tx, migration)
+    reason = _reason(entries) or _late(entries)
     left = [row for row in migration.targets or [] if row["host"] not in migration.tried]
     if not left:
         return _fail(tx, migration, reason or "Every host that could take the server failed.")
@@ -169,6 +170,11 @@ def _reason(entries: dict[str, Entry]) -> str | None:
     """Return why the attempt turned: rows begin in order, so the last one begun that failed is the cause."""
     told = [entry for entry in entries.values() if entry.reason and entry.mark is not Mark.DONE]
     return max(told, key=lambda entry: entry.started_at or 0.0).reason if told else None
+
+
+def _late(entries: dict[str, Entry]) -> str | None:
+    """Return why the attempt turned when the host that was silent then has answered since."""
+    return next((entry.reason for entry in entries.values() if entry.reason), None)
 
 
 def power_from(facts: dict[str, Any]) -> PowerState | None:

@@ -7,10 +7,11 @@ one migration leaves the others their time.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 import structlog
-from sqlalchemy import ColumnElement, Connection, and_, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, and_, or_, select
 
 from whimbrel.conductor.drive import Driver, Effects, send
 from whimbrel.domain.migration import Mark
@@ -22,9 +23,6 @@ from whimbrel.store.tables import journal as rows
 from whimbrel.store.tables import migrations as table
 
 _log = structlog.get_logger()
-
-PATIENCE = 60.0
-"""No host may be silent for longer than this, in seconds, whatever its step's limit is."""
 
 CHOOSE_AGAIN_AFTER = 5.0
 NO_SCHEDULER_AFTER = 60.0
@@ -42,17 +40,19 @@ class Due:
     asleep: list[int] = field(default_factory=list)
 
 
-def look(tx: Connection, conf: settings.Conductor) -> Due:
-    """Return the orders to ask about, the hosts to call silent, the windows to close and the migrations to drive on."""
+def look(tx: Connection, conf: settings.Conductor, *, listening_since: float = 0.0) -> Due:
+    """Return the orders to ask about, the hosts to call silent, the windows to close and the migrations to drive on.
+
+    Before `listening_since` this conductor was deaf, so nobody's silence counts.
+    """
     now = clock.now()
     due = Due(windows=migrations.windows_run_out(tx, now), unplaced=_unplaced(tx, now), asleep=_asleep(tx, now))
     for row in journal.awaited(tx):
         key = (row.migration_id, row.segment, row.attempt, row.step)
-        order = journal.order_of(row)
-        if row.mark in (Mark.DOING, Mark.UNDOING) and now - row.heard_at > min(order.limit, PATIENCE):
+        if _is_silent(row, now, conf, listening_since):
             due.silent.append(key)
         elif _passed(row.asked_at, now, conf.ask_after):
-            due.asks.append((key, Ask(order)))
+            due.asks.append((key, Ask(journal.order_of(row))))
     return due
 
 
@@ -63,10 +63,11 @@ def _passed(since: float, now: float, seconds: float) -> bool:
 
 def call_silent(tx: Connection, driver: Driver, key: Key) -> Effects:
     """Write down that the host of this order has not answered, and drive the migration on."""
+    migrations.load(tx, key[0])  # locked first, so that a report of this moment is either seen here or comes after
     row = journal.row_for(tx, key)
-    if row is None or row.mark not in (Mark.DOING, Mark.UNDOING):
-        return Effects()
     now = clock.now()
+    if row is None or not _is_silent(row, now, driver.conf):
+        return Effects()
     reason = row.reason or f"Host {row.host} has not answered for {int(now - row.heard_at)} s."
     mark = Mark.LOST if row.mark == Mark.DOING else Mark.UNDO_LOST
     journal.write(tx, key, {"mark": mark, "reason": reason, "ended_at": now})
@@ -77,7 +78,7 @@ def call_silent(tx: Connection, driver: Driver, key: Key) -> Effects:
 def note_asked(tx: Connection, keys: list[Key]) -> None:
     """Remember when these orders were asked about last; after the clock was set back, silence counts from now."""
     now = clock.now()
-    for key in keys:
+    for key in sorted(keys):  # in one order, because another conductor may be doing the same
         row = journal.row_for(tx, key)
         if row is not None:
             journal.write(tx, key, {"asked_at": now, "heard_at": min(row.heard_at, now)})
@@ -120,6 +121,14 @@ def keep_targets(tx: Connection, driver: Driver, migration_id: int, answer: Targ
     hosts = [{"host": host, "weight": weight} for host, weight in zip(answer.hosts, answer.weights, strict=True)]
     migrations.save(tx, row.id, row.revision, {"targets": hosts, "refusals": msgspec.to_builtins(answer.refusals)})
     return driver.advance(tx, migration_id)
+
+
+def _is_silent(row: Row[Any], now: float, conf: settings.Conductor, listening_since: float = 0.0) -> bool:
+    """Return whether the host that this row waits for has said nothing for longer than it may."""
+    if row.mark not in (Mark.DOING, Mark.UNDOING):
+        return False
+    silence = now - max(row.heard_at, listening_since)
+    return bool(silence > min(journal.order_of(row).limit, conf.patience))
 
 
 _UNPLACED = and_(table.c.targets.is_(None), table.c.target.is_(None))

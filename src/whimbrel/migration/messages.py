@@ -128,11 +128,13 @@ class GuestReport:
     epoch: int
     number: int
     interrupted: bool = False
+    granted: int = 0
+    """The epoch at which this host was last allowed to run it; 0 if it never was, or is sealed."""
 
     def __post_init__(self) -> None:
         bounds.label("server", self.server)
         bounds.one_of("power_state", self.power_state, tuple(PowerState))
-        bounds.number("epoch or number", self.epoch, self.number)
+        bounds.number("epoch, number or granted", self.epoch, self.number, self.granted)
 
 
 @dataclass(frozen=True)

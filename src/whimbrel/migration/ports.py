@@ -162,6 +162,9 @@ class Grants(Protocol):
     def was_released(self, server: str, epoch: int) -> bool:
         """Return whether the guest was ever let run here at this epoch or a later one."""
 
+    def granted_since(self, server: str, epoch: int) -> bool:
+        """Return whether this host was ever allowed to run the server at this epoch or a later one."""
+
     def seal(self, server: str, attempt: str) -> None:
         """Promise not to run the server again without a newer grant."""
 

@@ -13,6 +13,7 @@ from prometheus_client import (
     REGISTRY,
     Counter,
     Gauge,
+    Histogram,
     disable_created_metrics,
     generate_latest,
     start_http_server,
@@ -32,6 +33,14 @@ audit_at = Gauge("whimbrel_audit_timestamp_seconds", "When the last audit ended,
 audit_repairs = Counter("whimbrel_audit_repairs", "Repairs that audits did, by what was done.", ["mend"])
 migrations_ended = Counter("whimbrel_migrations_ended", "Migrations that ended.", ["kind", "outcome"])
 orders_sent = Counter("whimbrel_orders_sent", "Orders to hosts, repetitions too.", ["step", "verb"])
+store_retries = Counter("whimbrel_store_retries", "Transactions that were run again, by why.", ["reason"])
+store_lock_wait = Histogram(
+    "whimbrel_store_lock_wait_seconds",
+    "Seconds for which a writing transaction waited: for its `turn` (a writer thread, on SQLite the write lock), or, "
+    "on PostgreSQL, in a statement that locks `rows`.",
+    ["at"],
+    buckets=(0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 5.0, 15.0),
+)
 
 Numbers = Mapping[str, float]
 

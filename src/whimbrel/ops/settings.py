@@ -96,9 +96,12 @@ class Scheduler(msgspec.Struct, forbid_unknown_fields=True):
 class Conductor(msgspec.Struct, forbid_unknown_fields=True):
     """Bounds of the decisions. `confirm_window` 0 means that only a user closes the undo window.
 
+    In `census` seconds every host that is up is heard, so it is more than the agents' `heartbeat_interval`: a conductor
+    that starts waits so long, at most, before it orders anything.
     `audit_every` is in seconds; 0 means that only `whimbrel audit` audits.
     `lease_seconds` is how long a host with `lease = true` may run guests after it asked for its newest lease.
     `image_url` is where hosts fetch base images that they lack (with a ticket that each order carries).
+    No host may be silent for longer than `patience`, in seconds, whatever its step's limit is.
     """
 
     image_url: str = "http://127.0.0.1:8774/image"
@@ -108,6 +111,8 @@ class Conductor(msgspec.Struct, forbid_unknown_fields=True):
     shutdown_grace: Amount = 60
     service_down_after: Seconds = 60
     ask_after: Moment = 5.0
+    patience: Moment = 60.0
+    census: Moment = 12.0
     same_host_resize: bool = False
     start_guests_after_boot: bool = True
     audit_every: Amount = 600

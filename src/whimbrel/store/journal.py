@@ -92,6 +92,7 @@ def awaited(tx: Connection) -> list[Row[Any]]:
             .join(migrations, migrations.c.id == journal.c.migration_id)
             .where(
                 migrations.c.open,
+                migrations.c.held.is_(False),
                 migrations.c.window_open.is_(False),
                 journal.c.segment == migrations.c.segment,
                 journal.c.attempt == migrations.c.attempt,

@@ -107,6 +107,9 @@ def undefine(world: World, order: Order, control: Control) -> Facts:
         world.guests.destroy(order.server)
         world.guests.undefine(order.server)
         world.directories.disown(order.server, order.attempt)
+    elif not world.directories.is_live(order.server):
+        # This undo came as a debt, after that of `prepare` had taken the files: a definition without any is left over.
+        world.guests.undefine(order.server)
     return {}
 
 

@@ -38,6 +38,13 @@ def everything(world: World, order: Order, control: Control) -> Facts:
     return {"freed_bytes": world.directories.remove_all(order.server)}
 
 
+def stale(world: World, order: Order, control: Control) -> Facts:
+    """Remove what a server left behind when it was evacuated, unless it has come back to this host since."""
+    if world.grants.granted_since(order.server, int(order.results["hand_over"]["epoch"])):
+        return {"freed_bytes": 0}
+    return everything(world, order, control)
+
+
 def everything_is_gone(world: World, order: Order, control: Control) -> tuple[Answer, Facts]:
     """Deleting again is accepted, so it is simply done again."""
     return Answer.NOT_DONE, {}
