@@ -337,7 +337,7 @@ def results() -> dict[str, int]:
     return {row["key"]: row["code"] for row in rows}
 
 
-def report(wanted: list[Mutant], sample: int) -> str:
+def report(wanted: list[Mutant]) -> str:
     """Write down the score, and each survivor with the reason why it may."""
     found = results()
     tried = [mutant for mutant in wanted if mutant.key in found]
@@ -354,7 +354,7 @@ def report(wanted: list[Mutant], sample: int) -> str:
         f"Written by `make mutants` at commit {commit.stdout.strip()}. Tests until the first that notices:",
         f"{', '.join(f'`{name}`' for name in TESTS)}.",
         "",
-        f"{len(tried)} mutants tried{'' if sample == 1 else f' (every {sample}th)'}, {killed} noticed, "
+        f"{len(tried)} of {len(wanted)} mutants tried, chosen by their hash: {killed} noticed, "
         f"{len(survivors)} survived ({len(explained)} of them explained): "
         f"score {100 * killed / max(1, len(tried)):.1f} %, "
         f"{100 * killed / max(1, len(tried) - len(explained)):.1f} % without those that are explained.",
@@ -405,7 +405,7 @@ def main() -> int:
             print("The tests fail without any mutant; see .cache/mutant-none.log", file=sys.stderr)
             return 2
         try_all(wanted, given.jobs)
-    REPORT.write_text(report(wanted, given.sample))
+    REPORT.write_text(report(wanted))
     print(REPORT.read_text().splitlines()[5])
     return int("not explained yet" in REPORT.read_text())
 

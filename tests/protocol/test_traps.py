@@ -347,3 +347,17 @@ def test_a_channel_that_died_with_its_agent_is_opened_anew() -> None:
     cluster.start()
     cluster.run()
     assert cluster.trace.count("h1.open_channel") == 2, cluster.story()
+
+
+def test_a_disk_that_was_not_grown_before_its_agent_died_is_grown_by_the_next_one() -> None:
+    cluster = Cluster()
+
+    def strike(what: str) -> None:
+        if what == "h2.resize_disks":
+            lift(cluster)
+            raise AgentKilled
+
+    cluster.fault = strike
+    cluster.start(Kind.RESIZE, protocols.RESIZE, new_flavor=LARGE)
+    cluster.run()
+    audit(cluster, at_rest=True)

@@ -20,6 +20,7 @@ from whimbrel.agent.ledger import Ledger, Standing, boot_marker
 from whimbrel.domain.errors import StepError, Unavailable
 from whimbrel.domain.migration import Answer, Verb
 from whimbrel.migration.messages import Order, StepReport
+from whimbrel.ops import clock
 
 
 @pytest.fixture
@@ -96,6 +97,21 @@ def test_old_orders_are_forgotten_and_still_refused(ledger: Ledger, monkeypatch:
         ledger.accept(order("prepare", number))
     assert ledger.find(order("prepare", 6)).standing is Standing.SAME
     assert ledger.find(order("prepare", 5)).standing is Standing.STALE
+
+
+def test_orders_of_a_server_that_gets_none_any_more_are_kept_for_thirty_days(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, day = 1_000_000_000.0, 86400.0
+    monkeypatch.setattr(clock, "now", lambda: now)
+    for number in (1, 2):
+        ledger.accept(order("prepare", number))
+    for days, standing in ((29, Standing.SAME), (31, Standing.STALE)):
+        monkeypatch.setattr(clock, "now", lambda days=days: now + days * day)
+        ledger = reopen(ledger, tmp_path)
+        assert ledger.find(order("prepare", 1)).standing is standing
+        assert ledger.find(order("prepare", 2)).standing is Standing.SAME
+    ledger.close()
 
 
 def test_a_late_step_cannot_let_a_guest_run_after_a_newer_epoch_was_seen(ledger: Ledger) -> None:
