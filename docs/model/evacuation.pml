@@ -17,8 +17,17 @@
 #ifndef MISHAPS
 #define MISHAPS 2
 #endif
-#define MESSAGES 12     /* orders that one run may draw; an assertion says when it is too small */
+#if MISHAPS > 2
+#define MESSAGES 14     /* orders that one run may draw; an assertion says when it is too small */
+#else
+#define MESSAGES 10
+#endif
 #define LEASES 2        /* the last one does not run out */
+#ifdef NO_LEASES
+#define KEEPER false
+#else
+#define KEEPER true     /* leases are opt-in */
+#endif
 
 /* The rows of EVACUATE that the promises hang on, then the undo of two of them, then a start by the user, or by the
  * conductor when a host is back. Left out: claim, prepare and settle_claims, and undefine. */
@@ -58,10 +67,10 @@ typedef Host { bool paused; bool running; byte doing; byte line }
 Host host[2];
 mtype power = on, link = on;    /* the old host's; the new one has both all the time */
 byte boot = 1;
-bool admitted = true, keeper = true;
-bool deadline = true;           /* the agent knows when its lease ends */
+bool admitted = true, keeper = KEEPER;
+bool deadline = KEEPER;          /* the agent knows when its lease ends */
 byte id = 1;                    /* of this admission */
-byte held = 1;                  /* the lease that the keeper keeps; 0: none in this boot */
+byte held = KEEPER;                 /* the lease that the keeper keeps; 0: none in this boot */
 
 /* ---- The clock ---- */
 byte ran_out;                   /* leases up to this one are over */
@@ -76,8 +85,8 @@ byte to_old;                    /* the newest order to the old host */
 byte debt;                      /* the order for what it owes; 0: nothing. Not yet ordered: OWED */
 #define OWED 255
 byte heard_id = 1, heard_boot = 1;
-byte given = 1;                 /* the newest lease */
-bool kept = true;               /* the host said that a keeper has a lease, when it was heard last */
+byte given = KEEPER;               /* the newest lease */
+bool kept = KEEPER;              /* the host said that a keeper has a lease, when it was heard last */
 bool proof;
 byte seen_off;                  /* by a human, who has not yet said so: this boot is over */
 
@@ -99,9 +108,15 @@ ltl ends_well { [] (over -> well) }
 #define AT(s, l) (host[h].doing && host[h].line == l && STEP == s)
 #define EXPIRED (held > 0 && held <= ran_out)
 #ifdef NO_WELCOME
-#define MAY_OBEY (REACHED && !(deadline && EXPIRED))
+#define MAY_RUN (!(deadline && EXPIRED))
 #else
-#define MAY_OBEY (REACHED && admitted && !(deadline && EXPIRED))
+#define MAY_RUN (admitted && !(deadline && EXPIRED))
+#endif
+#define MAY_OBEY (REACHED && MAY_RUN)
+#ifdef NO_CHECK_ON_RENEW
+#define LOOKS_FIRST true
+#else
+#define LOOKS_FIRST (!(deadline && EXPIRED))
 #endif
 
 inline rest(h) { host[h].doing = 0; host[h].line = 0 }
@@ -120,14 +135,16 @@ inline end_guest(h) { host[h].running = false; host[h].paused = false }
                  && sent[i].epoch >= ledger[h].epoch && i + 1 > ledger[h].number) -> \
         ledger[h].epoch = sent[i].epoch; ledger[h].number = i + 1; ledger[h].taken = i + 1; ledger[h].answer = 0; \
         host[h].line = 0; host[h].doing = i + 1 }
-#define TAKE_ANY(h) TAKE(h, 0) TAKE(h, 1) TAKE(h, 2) TAKE(h, 3) TAKE(h, 4) TAKE(h, 5) TAKE(h, 6) TAKE(h, 7) \
-    TAKE(h, 8) TAKE(h, 9) TAKE(h, 10) TAKE(h, 11)
+#define TAKE_ANY(h) TAKE(h, 1) TAKE(h, 2) TAKE(h, 3) TAKE(h, 4) TAKE(h, 5) TAKE(h, 6) TAKE(h, 7) TAKE(h, 8)
 
 /* The new host: its rows in as few lines as a revoke may come between. */
 #define h NEW
 proctype NewHost() {
 end: do
     TAKE_ANY(NEW)
+#if MISHAPS > 2
+    TAKE(NEW, 0) TAKE(NEW, 9) TAKE(NEW, 10) TAKE(NEW, 11) TAKE(NEW, 12) TAKE(NEW, 13)
+#endif
     :: atomic { AT(define_guest, 0) -> finish(NEW, done) }
     :: atomic { (AT(define_guest, 0) || AT(start_guest, 0)) && MISHAP -> mishaps++; finish(NEW, failed) }
     :: atomic { AT(start_guest, 0) -> ledger[NEW].released = true; host[NEW].line = 1 }
@@ -152,14 +169,17 @@ end: do
 #ifdef NO_LOOK_AT_LEASE
 #define LEASED true
 #else
-#define LEASED (!EXPIRED)
+#define LEASED MAY_RUN
 #endif
 #define HOLDS (ledger[OLD].grant_boot == boot && !ledger[OLD].sealed && host[OLD].paused)
 #define STARTING(l) (AT(restart, l) || AT(set_power, l))
 
 proctype OldHost() {
 end: do
-    TAKE_ANY(OLD)
+    TAKE(OLD, 0) TAKE_ANY(OLD) TAKE(OLD, 9)
+#if MISHAPS > 2
+    TAKE(OLD, 10) TAKE(OLD, 11) TAKE(OLD, 12) TAKE(OLD, 13)
+#endif
     :: atomic { AT(fence_source, 0) -> ledger[OLD].sealed = true; end_guest(OLD); finish(OLD, done) }
     :: atomic { AT(remove_stale, 0) -> ledger[OLD].sealed = true; end_guest(OLD); copy = false; finish(OLD, done) }
 
@@ -191,7 +211,7 @@ end: do
         tell(OLD) }
 
     /* A host that was told of a newer epoch or number obeys nothing up to there. */
-    :: atomic { REACHED && !admitted && welcome.id == id ->
+    :: atomic { REACHED && !admitted && welcome.id == id && LOOKS_FIRST ->
         if
         :: welcome.lease > 0 && welcome.lease <= ran_out -> id++               /* too late: ask again */
         :: else -> admitted = true;
@@ -205,10 +225,7 @@ end: do
             fi
         fi }
     :: atomic { (REACHED && admitted && lease.id == id && lease.number > held && lease.number > ran_out
-#ifndef NO_CHECK_ON_RENEW
-                 && !(deadline && EXPIRED)
-#endif
-                ) -> held = lease.number; deadline = true }
+                 && LOOKS_FIRST) -> held = lease.number; deadline = true }
     /* The lease has run out: no grant counts, and no order, until a conductor has said how the server stands. */
     :: atomic { UP && deadline && EXPIRED -> deadline = false; admitted = false; id++;
 #ifndef NO_SUSPEND
@@ -243,7 +260,7 @@ inline start_agent() { rest(OLD); admitted = false; id++; deadline = READ_DEADLI
 proctype Fate() {
 end: do
     :: atomic { UP && MISHAP -> mishaps++; power = off; end_guest(OLD); rest(OLD); admitted = false }
-    :: atomic { power == off -> power = on; boot++; held = 0; keeper = true; start_agent() }
+    :: atomic { power == off -> power = on; boot++; held = 0; keeper = KEEPER; start_agent() }
     :: atomic { power == off -> power = gone }
     :: atomic { UP && MISHAP -> mishaps++; start_agent() }
     :: atomic { link == on && MISHAP -> mishaps++; link = off }
@@ -266,10 +283,8 @@ inline put_order(what) {
 
 #ifdef NO_LEASE_WITH_WELCOME
 #define WELCOME_LEASE 0
-#define UNLEASED true
 #else
 #define WELCOME_LEASE (keeper -> given : 0)
-#define UNLEASED false
 #endif
 
 /* A host that speaks voids a proof. */
@@ -340,7 +355,7 @@ active proctype Conductor() {
     :: atomic { ANSWERED(define_guest, done) -> hand_over(); put_order(start_guest) }
     :: atomic { ANSWERED(start_guest, done) -> put_order(remove_stale) }
     :: atomic { ANSWERED(remove_stale, done) -> awaiting = 0 }
-    :: atomic { awaiting == remove_stale -> debt = OWED; awaiting = 0 }
+    :: atomic { awaiting == remove_stale && !REACHED -> debt = OWED; awaiting = 0 }
 
     :: atomic { ANSWERED(define_guest, failed) -> turn_back() }
     :: atomic { (awaiting == fence_source || awaiting == define_guest) && MISHAP -> mishaps++; turn_back() }
@@ -349,9 +364,9 @@ active proctype Conductor() {
     :: atomic { ANSWERED(revoke, never_ran) -> take_back(); turn_back() }
     :: atomic { ANSWERED(revoke, ran) -> put_order(start_guest) }
     /* A host that comes back is told who runs the server, so its restart is not waited for. */
-    :: atomic { awaiting == restart || ANSWERED(set_power, failed) -> awaiting = 0 }
-    :: atomic { awaiting == set_power && !REACHED -> awaiting = 0 }
-    :: atomic { ANSWERED(set_power, done) -> awaiting = 0; wanted = true }
+    :: atomic { (awaiting == restart || awaiting == set_power) && !REACHED -> awaiting = 0 }
+    :: atomic { (ANSWERED(restart, failed) || ANSWERED(set_power, failed)) -> awaiting = 0 }
+    :: atomic { (ANSWERED(restart, done) || ANSWERED(set_power, done)) -> awaiting = 0; wanted = true }
     :: atomic { (NOT_DONE || (awaiting != 0 && HOST_OF(awaiting) == OLD && STALE(posted))) -> put_order(awaiting) }
 
     /* What is owed, by a host that speaks. */
@@ -373,8 +388,8 @@ active proctype Conductor() {
                  && ledger[OLD].number >= to_old) -> proof = VOID; start_again() }
 
     /* Proofs: a human's, who sees a host off and says it later, and a lease's. */
-    :: atomic { awaiting == fence_source && !UP && seen_off != boot -> seen_off = boot }
-    :: atomic { awaiting == fence_source && seen_off > 0 && SAME_BOOT && !proof -> proof = true }
+    :: atomic { !UP && !proof && seen_off != boot -> seen_off = boot }
+    :: atomic { seen_off > 0 && SAME_BOOT && !proof -> proof = true; seen_off = 0 }
     :: atomic { awaiting == fence_source && kept && LEASE_OVER && !proof -> proof = true }
 
     :: atomic { timeout -> over = true;
