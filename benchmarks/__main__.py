@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import control_plane, moves
+from benchmarks import control_plane, faults, moves
 
-PARTS = {part.NAME: part for part in (control_plane, moves)}
+PARTS = {part.NAME: part for part in (control_plane, moves, faults)}
 
 for name in sys.argv[1:] or PARTS:
     print(f"--- {name}", flush=True)

@@ -284,6 +284,13 @@ class Cloud:
 
     def create(self, user_data: str = "", *, host: str = "h1", flavor: str = "small", image: str = "") -> Server:
         """Create a server on this host and wait until its guest writes."""
+        server = self.begin(user_data, host=host, flavor=flavor, image=image)
+        server.wait("ACTIVE")
+        server.wait_to_write(host)
+        return server
+
+    def begin(self, user_data: str = "", *, host: str = "h1", flavor: str = "small", image: str = "") -> Server:
+        """Ask for a server on this host."""
         network = self.get("/networks", root="network/v2.0")["networks"][0]
         images = self.get("/images", root="image/v2", name=IMAGE_NAME)["images"]
         body: Json = {
@@ -292,12 +299,10 @@ class Cloud:
             "flavorRef": self.flavor(flavor),
             "host": host,
             "networks": [{"uuid": network["id"]}],
-            "user_data": base64.b64encode(f"writer.interval_ms=50\n{user_data}".encode()).decode(),
+            "user_data": base64.b64encode(f"{user_data}\nwriter.interval_ms=50\n".encode()).decode(),
         }
         server = Server(self, self.post("/servers", {"server": body})["server"]["id"])
         self.servers.append(server)
-        server.wait("ACTIVE")
-        server.wait_to_write(host)
         return server
 
     def another_image(self) -> str:

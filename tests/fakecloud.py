@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -19,6 +20,7 @@ import yaml
 from whimbrel.bus.signing import Signer
 from whimbrel.lab import guest
 from whimbrel.lab.broker import Broker
+from whimbrel.lab.database import Database
 from whimbrel.lab.seed import Seeder
 
 PERSONAS = {
@@ -38,16 +40,35 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class FakeCloud:
-    """Started as a context; `clouds_yaml` is how it is used, `pids` what it runs as."""
+CONTROLLER = {"controller": 1}
 
-    def __init__(self, hosts: int = 2) -> None:
+
+class FakeCloud:
+    """Started as a context; `clouds_yaml` is how it is used, `pids` what it runs as.
+
+    `replicas` says how many processes of each control role there are; every api has a port, and so an URL, of its own.
+    """
+
+    def __init__(
+        self, hosts: int = 2, *, database: str = "sqlite", replicas: Mapping[str, int] = CONTROLLER, conductor: str = ""
+    ) -> None:
         self.dir = Path(tempfile.mkdtemp(prefix="whimbrel-bench-"))
-        self._port = free_port()
+        self.dir.chmod(0o711)  # PostgreSQL's own user passes through
         self._password = secrets.token_urlsafe(12)
         self._hosts = hosts
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._conductor = conductor
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._configs: dict[str, Path] = {}
         self._logs: list[IO[bytes]] = []
+        self.control_roles = [f"{role}{number or ''}" for role, count in replicas.items() for number in range(count)]
+        serving = [name for name in self.control_roles if name.startswith(("api", "controller"))]
+        self.urls = {name: f"http://127.0.0.1:{free_port()}" for name in serving}
+        self.database = (
+            Database(self.dir / "pg", "127.0.0.1", free_port(), user="w", password=self._password, durable=False)
+            if database == "postgresql"
+            else None
+        )
+        self.database_url = f"sqlite:///{self.dir}/whimbrel.db"
         passwords = {f"h{number}": secrets.token_urlsafe(12) for number in range(1, hosts + 1)}
         self.broker = Broker(
             self.dir / "broker", "127.0.0.1", free_port(), user="bench", password=self._password, hosts=passwords
@@ -67,19 +88,45 @@ class FakeCloud:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for process in reversed(self._processes):
+        for process in reversed(self._processes.values()):
             process.terminate()
-        for process in self._processes:
-            process.wait(10)
+        for process in self._processes.values():
+            try:
+                process.wait(30)  # a crowded machine takes its time
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(10)
         self.broker.stop()
+        if self.database is not None:
+            self.database.stop()
         for log in self._logs:
             log.close()
         shutil.rmtree(self.dir, ignore_errors=True)
 
+    def start(self, name: str) -> None:
+        """Start a process that was killed, as it was."""
+        role = name.rstrip("0123456789")
+        log = (self.dir / f"{name}.log").open("ab")
+        self._logs.append(log)
+        command = [sys.executable, "-m", "whimbrel", role, "--config", str(self._configs[name])]
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ)
+        self._processes[name] = process
+        self.pids[name] = process.pid
+
+    def kill(self, name: str) -> None:
+        """Kill a process at once, by its pid."""
+        self._processes[name].kill()
+        self._processes[name].wait(10)
+
     def _start(self) -> None:
-        url = f"http://127.0.0.1:{self._port}"
-        controller = self._settings(url)
+        url = next(iter(self.urls.values()))
+        if self.database is not None:
+            self.database.start()
+            self.database_url = self.database.create("whimbrel")
         self.broker.start(deadline=60)
+        for name in self.control_roles:
+            self._configs[name] = self._settings(name, self.urls.get(name, url), url)
+        controller = next(iter(self._configs.values()))
         self._run("db", "upgrade", "--config", str(controller))
         network = {"name": "private", "cidr": "10.98.0.0/22", "mtu": 1500}
         users = [
@@ -91,9 +138,10 @@ class FakeCloud:
         self._run("bootstrap", "--config", str(controller), "--file", str(self.dir / "bootstrap.json"))
         clouds = {name: self._cloud(url, name, project) for name, (project, _) in PERSONAS.items()}
         self.clouds_yaml.write_text(yaml.safe_dump({"clouds": clouds}))
-        self._spawn("controller", controller)
         for number in range(1, self._hosts + 1):
-            self._spawn("agent", self._agent(number), name=f"agent{number}")
+            self._configs[f"agent{number}"] = self._agent(number)
+        for name in self._configs:
+            self.start(name)
         self._seed(url)
 
     def _cloud(self, url: str, user: str, project: str) -> dict[str, object]:
@@ -107,14 +155,14 @@ class FakeCloud:
         }
         return {"auth": auth, "region_name": "RegionOne", "identity_api_version": 3}
 
-    def _settings(self, url: str) -> Path:
+    def _settings(self, name: str, url: str, image_url: str) -> Path:
         text = f"""
 [broker]
 url = "{self.broker.url}"
 [database]
-url = "sqlite:///{self.dir}/whimbrel.db"
+url = "{self.database_url}"
 [api]
-port = {self._port}
+port = {url.rpartition(":")[2]}
 public_url = "{url}"
 image_dir = "{self.dir}/images"
 [identity]
@@ -122,9 +170,11 @@ key_file = "{self.dir}/keys"
 [orders]
 key_file = "{self._order_key}"
 [conductor]
-image_url = "{url}/image"
+image_url = "{image_url}/image"
+census = 4.0
+{self._conductor}
 """
-        path = self.dir / "controller.toml"
+        path = self.dir / f"{name}.toml"
         path.write_text(text)
         return path
 
@@ -153,15 +203,6 @@ heartbeat_interval = 2
 
     def _run(self, *command: str) -> None:
         subprocess.run([sys.executable, "-m", "whimbrel", *command], check=True, timeout=60)
-
-    def _spawn(self, role: str, config: Path, name: str | None = None) -> None:
-        log = (self.dir / f"{name or role}.log").open("wb")
-        self._logs.append(log)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "whimbrel", role, "--config", str(config)], stdout=log, stderr=log, env=os.environ
-        )
-        self._processes.append(process)
-        self.pids[name or role] = process.pid
 
     def _seed(self, url: str) -> None:
         with Seeder(url, self.clouds_yaml) as seeder:

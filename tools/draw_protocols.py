@@ -13,7 +13,9 @@ HEAD = """# The protocols
 Drawn from `src/whimbrel/migration/protocols.py` by `tools/draw_protocols.py`; a test keeps this page equal to the code.
 
 Rows are done from top to bottom and undone from bottom to top. *word*: only the host itself can answer for the undo, so
-a silent host is waited for and named. *owed*: a silent host may do it later. *no return*: from here only forward.
+a silent host is waited for and named. *proof*: what may stand in for that word, any proof or only an administrator's
+(given). *fence*: its silence turns nothing back. *owed*: a silent host may do it later. *turns*: the server changes
+hosts here, so a cancel comes too late. *no return*: from here only forward.
 """
 
 
@@ -35,10 +37,12 @@ def limit(step: Step) -> str:
 
 def draw(table: Protocol) -> str:
     """Return one protocol as a Markdown table."""
-    rows = [f"\n## {table.name.upper()} (version {table.version})\n", "| step | where | do | undo | limit | special | why |"]
+    rows = [f"\n## {table.name.upper()} (version {table.version})\n"]
+    rows.append("| step | where | do | undo | limit | special | why |")
     rows.append("| --- | --- | --- | --- | --- | --- | --- |")
     for step in table.steps:
-        marks = [name for name in ("word", "owed", "no_return") if getattr(step, name)]
+        marks = [name for name in ("word", "fence", "owed", "turns", "no_return") if getattr(step, name)]
+        marks += [f"proof: {step.proof.name.lower()}"] if step.proof else []
         cells = (step.name, step.where, action(step.do), action(step.undo), limit(step), ", ".join(marks), step.why)
         rows.append("| " + " | ".join(cell.replace("no_return", "no return") for cell in cells) + " |")
     return "\n".join(rows) + "\n"

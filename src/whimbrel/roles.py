@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -24,7 +25,7 @@ from whimbrel.bus.signing import Signer, Verifier
 from whimbrel.bus.trust import AgentTrust, ControllerTrust, Trust
 from whimbrel.domain.errors import BusError, SettingsError, WhimbrelError
 from whimbrel.migration.messages import MESSAGES
-from whimbrel.ops import clock, log, settings
+from whimbrel.ops import clock, log, metrics, settings
 
 if TYPE_CHECKING:
     from whimbrel.store.engine import Store
@@ -97,7 +98,19 @@ def run(name: str, conf: settings.Settings) -> None:
     """Run a role until SIGTERM or SIGINT; raise WhimbrelError when it cannot start or go on."""
     host = conf.agent.host if name == "agent" and conf.agent else None
     log.configure(name, conf.logs, host=host)
+    if name != "agent" and conf.database is not None:
+        _count_books(conf, conf.database.url)
+    metrics.serve(conf.metrics)
     asyncio.run(_run(name, conf))
+
+
+def _count_books(conf: settings.Settings, url: str) -> None:
+    """Let this process's metrics say what the database says whenever somebody reads them."""
+    from whimbrel.store.counts import MEANINGS, read_counts
+    from whimbrel.store.engine import Store
+
+    read = functools.partial(read_counts, Store(url), conf.conductor.service_down_after)
+    metrics.show(metrics.Reading(read, MEANINGS))
 
 
 def keep(conf: settings.Settings) -> None:

@@ -112,6 +112,22 @@ def test_lists_follow_their_pages(clients: Clients, make_server: MakeServer) -> 
     assert [action.action for action in compute.server_actions(made[0], limit=1)] == ["migrate", "create"]
 
 
+PAGED = (
+    ("compute", "flavors"), ("compute", "services"), ("image", "images"), ("network", "networks"),
+    ("network", "subnets"), ("network", "ports"), ("network", "security_groups"), ("identity", "projects"),
+    ("identity", "users"), ("identity", "roles"), ("identity", "domains"), ("identity", "services"),
+    ("identity", "endpoints"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("service", "noun"), PAGED)
+def test_a_list_by_pages_of_one_is_the_whole_list(clients: Clients, service: str, noun: str) -> None:
+    listing = getattr(getattr(clients.sdk("admin"), service), noun)
+    whole = [each.id for each in listing()]
+    assert [each.id for each in listing(limit=1)] == whole
+    assert [each.id for each in listing(limit=2)] == whole
+
+
 def test_a_member_may_not_migrate(clients: Clients, make_server: MakeServer) -> None:
     server = make_server()
     with pytest.raises(

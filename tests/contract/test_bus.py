@@ -297,6 +297,8 @@ async def test_a_poisonous_message_is_repeated_then_buried_and_the_consumer_live
     await bus.cast(queue, Note(13))
     await bus.cast(queue, Note(14))
     assert await healthy.take() == [Note(14)]
+    before = await _grown(bus, queues.DEAD_LETTERS)
+    assert await bus.waiting(queue) == 0 and before >= 1
     assert await world.dead_letters(1) == [(queue, "ZeroDivisionError: poison")]
     assert tries.count(13) == 1 + queues.find(queue).redeliveries
     await bus.cast(queue, Note(15))
@@ -608,6 +610,22 @@ async def test_a_subscription_outlives_the_connection(rabbit: World) -> None:
 
 
 @pytest.mark.broker
+async def test_an_agent_that_comes_before_its_controllers_says_so_and_works_when_they_come(rabbit: World) -> None:
+    assert rabbit.broker is not None
+    async with await aio_pika.connect(rabbit.broker.url) as connection:
+        await (await connection.channel()).exchange_delete(queues.REPORTS_EXCHANGE)
+    hasty = replace(QUICK, start=2.0)
+    with pytest.raises(BusError, match=r"whimbrel\.reports is not there yet: start a controller"):
+        await rabbit.bus(*MESSAGES, timing=hasty, trust=of_host("alpha"))
+    early = asyncio.create_task(rabbit.bus(*MESSAGES, trust=of_host("alpha")))
+    await asyncio.sleep(0.5)
+    said = Inbox()
+    await (await rabbit.bus(*MESSAGES, trust=CONTROLLER)).consume(queues.CONDUCTOR, said)
+    await (await early).cast(queues.CONDUCTOR, report("alpha"))
+    assert await said.take() == [report("alpha")]
+
+
+@pytest.mark.broker
 async def test_a_consumer_that_the_broker_does_not_see_asks_for_a_restart(rabbit: World) -> None:
     bus = await rabbit.bus()
     assert isinstance(bus, AmqpBus)
@@ -646,6 +664,16 @@ async def _persist(attempt: Callable[[], Awaitable[None]]) -> None:
                 return await attempt()
             except BusError:
                 await asyncio.sleep(0.05)
+
+
+async def _grown(bus: Any, queue: str) -> int:
+    """Wait until something waits in the queue; return how much."""
+    number = 0
+    async with asyncio.timeout(SOON):
+        while not number:
+            await asyncio.sleep(0.01)
+            number = await bus.waiting(queue)
+    return number
 
 
 async def _until(condition: Callable[[], bool], within: float = SOON) -> None:

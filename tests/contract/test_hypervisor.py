@@ -212,6 +212,26 @@ def test_a_guest_that_is_not_known_is_none_and_may_be_forgotten_or_stopped_again
         guests.create_paused(server)
 
 
+def test_every_guest_is_listed_with_its_state(hosts: Hosts) -> None:
+    guests, stopped, paused, running = hosts.world("h1").guests, Story(hosts), Story(hosts), Story(hosts)
+    before = guests.known()
+    for story in (stopped, paused, running):
+        story.define()
+    guests.create_paused(paused.server)
+    guests.create_paused(running.server)
+    guests.resume(running.server)
+    assert guests.known() == before | {
+        stopped.server: PowerState.STOPPED,
+        paused.server: PowerState.PAUSED,
+        running.server: PowerState.RUNNING,
+    }
+    assert not hosts.world("h2").guests.known()
+    for story in (paused, running):
+        guests.destroy(story.server)
+    guests.undefine(stopped.server)
+    assert guests.known() == before | dict.fromkeys((paused.server, running.server), PowerState.STOPPED)
+
+
 def test_a_guest_is_made_paused_runs_and_stops_and_each_may_be_said_twice(hosts: Hosts) -> None:
     story, guests = Story(hosts), hosts.world("h1").guests
     story.define()

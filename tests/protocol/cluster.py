@@ -1,614 +1,467 @@
-"""A cluster small enough to be driven by hand: the real conductor's transactions and the real steps, hosts in memory.
+"""A cluster to be driven by hand: the real conductor's transactions, real ledgers and steps, hosts in memory.
 
-Messages are delivered when the test says so, so a test can lose them, double them, delay them, or crash a host
-between any two lines of a step. `audit` is the one function that checks the invariants; it runs at every boundary.
+Messages are delivered when the test says so, so a test can lose them, double them or delay them; and at each boundary
+(before and after each durable change at a host, after each transaction of the conductor) a test may cut the power,
+kill a process or let a call fail. A guest that runs makes a numbered write at each boundary, and the auditor looks.
 """
 
 from __future__ import annotations
 
 import atexit
 import shutil
+import sqlite3
 import tempfile
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, select
+from sqlalchemy import select
 
+from tests.protocol.agent import Agent, Rows, put_rows, rows
+from tests.protocol.audit import Books, audit, read
+from tests.protocol.host import SERVER, Broken, Copy, Host
+from whimbrel.agent.grants import LedgerGrants
 from whimbrel.conductor import hosts as host_books
-from whimbrel.conductor import reports, timers
+from whimbrel.conductor import reports, restore, timers
 from whimbrel.conductor.drive import Driver, Effects
 from whimbrel.domain.claim import Resources
-from whimbrel.domain.errors import CannotTell, StepError
-from whimbrel.domain.migration import Answer, Kind, Verb, Verdict, Witness
+from whimbrel.domain.migration import Kind, Verdict, Witness
 from whimbrel.domain.server import Flavor, PowerState
 from whimbrel.migration import protocols
-from whimbrel.migration.messages import (
-    Ask,
-    Facts,
-    GuestReport,
-    Heartbeat,
-    Order,
-    StepReport,
-    Targets,
-    Wake,
-    Welcome,
-)
-from whimbrel.migration.ports import Control, World
+from whimbrel.migration.messages import MESSAGES, Ask, Order, SelectTargets, StepReport, Targets, Wake, Welcome
 from whimbrel.ops import clock, settings
 from whimbrel.store import claims, evacuations, fencing, migrations
 from whimbrel.store.actions import Asked
 from whimbrel.store.engine import Store
-from whimbrel.store.tables import claims as claims_table
 from whimbrel.store.tables import debts, journal, metadata, servers
 from whimbrel.store.tables import hosts as hosts_table
 from whimbrel.store.tables import migrations as migrations_table
 
-SERVER = "11111111-2222-4333-8444-555555555555"
 SMALL = {"number": 1, **msgspec.to_builtins(Flavor("small", "small", 1, 128, 1))}
 LARGE = {"number": 2, **msgspec.to_builtins(Flavor("large", "large", 2, 256, 2))}
 IDENTITY = {"request_id": "req-1", "user_id": "u", "project_id": "p"}
+TYPES = {kind.__name__: kind for kind in MESSAGES}
+LONGEST = 1500.0
+"""Seconds of virtual time after which a cluster should have come to rest."""
+AWAY = 150.0
+"""Seconds that a host stays down which is away for a while: longer than any host is waited for."""
+FOR_GOOD = float("inf")
+PAUSE, LONGEST_PAUSE = 6.0, 48.0
+"""Seconds of virtual time between two looks of the conductor's timers when nothing is in flight."""
 
 
-class Crash(BaseException):
-    """The host lost power here."""
+class PowerCut(BaseException):
+    """The host lost its power here; it boots at once, or after so many seconds."""
+
+    def __init__(self, away: float = 0.0) -> None:
+        self.away = away
 
 
-@dataclass
-class Host:
-    """One host's durable and volatile state, and the ports over it."""
-
-    name: str
-    crash_at: Callable[[str], None]
-    durable: dict[str, Any] = field(
-        default_factory=lambda: {"epoch": 0, "number": 0, "orders": {}, "sealed": False, "released": 0, "grant": None}
-    )
-    live: dict[str, Any] | None = None
-    incoming: dict[str, dict[str, Any]] = field(default_factory=dict)
-    sealed: dict[str, dict[str, Any]] = field(default_factory=dict)
-    domains: dict[str, str] = field(default_factory=dict)
-    running: str | None = None
-    boot: int = 1
-    up: bool = True
-    admitted: bool = True
-    fail_at: str | None = None
-    fail_times: int = 99
-    silent_hypervisor: bool = False
-    peers: dict[str, Host] = field(default_factory=dict)
-
-    def world(self) -> World:
-        """The ports."""
-        return World(self, self, self, self, Promises(self))  # type: ignore[arg-type]
-
-    def touch(self, what: str) -> None:
-        """A boundary: the test may crash the host here."""
-        self.crash_at(f"{self.name}.{what}")
-
-    # guests
-    def state(self, server: str) -> PowerState | None:
-        if self.silent_hypervisor:
-            raise CannotTell("libvirtd is away")
-        if server not in self.domains:
-            return None
-        return {None: PowerState.STOPPED, "paused": PowerState.PAUSED, "running": PowerState.RUNNING}[self.running]
-
-    def compose(self, order: Order) -> tuple[str, list[str]]:
-        return order.results.get("stop_guest", {}).get("definition", "xml"), []
-
-    def define(self, server: str, definition: str) -> None:
-        self.touch("define")
-        self.domains[server] = definition
-
-    def undefine(self, server: str) -> None:
-        assert self.running is None, "undefine of a running guest"
-        self.touch("undefine")
-        self.domains.pop(server, None)
-
-    def definition(self, server: str) -> str | None:
-        return self.domains.get(server)
-
-    def create_paused(self, server: str) -> None:
-        self.touch("create_paused")
-        if self.fail_at == "create_paused" and self.fail_times > 0:
-            self.fail_times -= 1
-            raise StepError("no memory for the guest")
-        assert self.live is not None and server in self.domains
-        self.running = "paused"
-
-    def resume(self, server: str) -> None:
-        self.touch("resume")
-        self.running = "running"
-        assert self.live is not None
-        self.touch("resumed")
-
-    def shut_down(self, server: str, grace: float, control: Control) -> bool:
-        self.touch("shut_down")
-        self.running = None
-        return False
-
-    def destroy(self, server: str) -> None:
-        self.touch("destroy")
-        self.running = None
-
-    # directories
-    def adopt(self, server: str, attempt: str) -> None:
-        self.touch("adopt")
-        if attempt in self.incoming:
-            self.live = self.incoming.pop(attempt)
-        assert self.live is not None
-
-    def disown(self, server: str, attempt: str) -> None:
-        if self.live is not None and self.live["attempt"] == attempt:
-            self.touch("disown")
-            self.incoming[attempt], self.live = self.live, None
-
-    def is_live(self, server: str, attempt: str | None = None) -> bool:
-        return self.live is not None and (attempt is None or self.live["attempt"] == attempt)
-
-    def seal(self, server: str, attempt: str) -> None:
-        if attempt not in self.sealed:
-            self.touch("rename")
-            assert self.live is not None and self.running is None
-            self.sealed[attempt], self.live = self.live, None
-
-    def unseal(self, server: str, attempt: str) -> None:
-        if attempt in self.sealed:
-            self.touch("rename_back")
-            self.live = self.sealed.pop(attempt)
-
-    def is_sealed(self, server: str, attempt: str) -> bool:
-        return attempt in self.sealed
-
-    def save_definition(self, server: str, definition: str) -> None:
-        assert self.live is not None
-        self.live["xml"] = definition
-
-    def saved_definition(self, server: str, attempt: str) -> str | None:
-        where = self.sealed.get(attempt) or self.live
-        return where.get("xml") if where else None
-
-    def discard(self, server: str, attempt: str) -> int:
-        self.touch("discard")
-        self.incoming.pop(attempt, None)
-        if self.live is not None and self.live["attempt"] == attempt:
-            assert self.running is None, "discard of a running guest"
-            self.live = None
-        return 0
-
-    def remove_sealed(self, server: str, attempt: str) -> int:
-        self.touch("remove_sealed")
-        self.sealed.pop(attempt, None)
-        return 0
-
-    def remove_all(self, server: str) -> int:
-        self.touch("remove_all")
-        self.live, self.incoming, self.sealed = None, {}, {}
-        return 0
-
-    # disks and channel
-    def _maybe_fail(self, step: str) -> None:
-        self.touch(step)
-        if self.fail_at == step and self.fail_times > 0:
-            self.fail_times -= 1
-            raise StepError(f"{step} does not work")
-
-    def prepare(self, order: Order, control: Control) -> Facts:
-        self._maybe_fail("prepare")
-        data = 1 if order.from_image else 0
-        self.incoming[order.attempt] = {"attempt": order.attempt, "writes": data}
-        return {}
-
-    def is_prepared(self, order: Order) -> bool:
-        return order.attempt in self.incoming
-
-    def open(self, order: Order, control: Control) -> Facts:
-        self._maybe_fail("open_channel")
-        return {}
-
-    def close(self, order: Order) -> None:
-        pass
-
-    def is_open(self, order: Order) -> bool:
-        return False
-
-    def wait_for_slot(self, order: Order, control: Control) -> None:
-        pass
-
-    def push(self, order: Order, control: Control) -> Facts:
-        assert order.work.target is not None
-        peer = self.peers[order.work.target.host]
-        if not peer.up:
-            raise StepError(f"{peer.name} is away")
-        self._maybe_fail("copy_disks")
-        peer.incoming[order.attempt]["writes"] = self.sealed[order.attempt]["writes"]
-        self.touch("copied")
-        return {"disks": {"disk-0": {"digest": self.sealed[order.attempt]["writes"]}}}
-
-    def pushed(self, order: Order) -> Facts | None:
-        return None
-
-    def verify(self, order: Order, control: Control) -> Facts:
-        self._maybe_fail("verify_disks")
-        assert order.results["copy_disks"]["disks"]["disk-0"]["digest"] == self.incoming[order.attempt]["writes"]
-        return {}
-
-    def resize(self, order: Order, control: Control) -> Facts:
-        self._maybe_fail("resize_disks")
-        return {}
+class AgentKilled(BaseException):
+    """The agent's process died here; the guest runs on."""
 
 
-@dataclass
-class Promises:
-    """The ledger's grants."""
-
-    host: Host
-
-    def grant(self, server: str, epoch: int) -> None:
-        self.host.touch("grant")
-        if epoch < self.host.durable["epoch"]:
-            raise StepError("revoked")
-        self.host.durable |= {"grant": (epoch, self.host.boot), "sealed": False}
-
-    def release(self, server: str, epoch: int) -> None:
-        if self.host.durable["sealed"] or self.host.durable["grant"] != (epoch, self.host.boot):
-            raise StepError("no grant")
-        self.host.touch("release")
-        self.host.durable["released"] = max(self.host.durable["released"], epoch)
-        self.host.touch("released")
-
-    def was_released(self, server: str, epoch: int) -> bool:
-        return bool(self.host.durable["released"] >= epoch)
-
-    def seal(self, server: str, attempt: str) -> None:
-        self.host.touch("promise")
-        self.host.durable["sealed"] = True
-
-    def is_sealed(self, server: str) -> bool:
-        return bool(self.host.durable["sealed"])
+class ConductorKilled(BaseException):
+    """The conductor's process died here."""
 
 
-class Free:
-    """A Control that never ends a step."""
+TABLES = ("hosts", "servers", "migrations", "journal", "claims", "debts", "outbox")
+SCALARS = (
+    "time", "last_ran", "longest_down", "_writes", "_pause", "given_up", "cut_while_it_ran", "taken_back", "made_anew",
+    "returns",
+)  # fmt: skip
+LISTS = ("queue", "sent", "history", "trace", "later")
 
-    def check(self) -> None: ...
-    def wait(self, seconds: float) -> None: ...
-    def left(self) -> float:
-        return 60.0
 
-    def restart_limit(self) -> None: ...
-    def report(self, done: int, total: int, note: str = "") -> None: ...
+@dataclass(frozen=True)
+class State:
+    """A cluster between two messages, from which it can go on more than once."""
+
+    scalars: dict[str, Any]
+    lists: dict[str, list[Any]]
+    published: set[int]
+    rows: Rows
+    agents: list[Any]
 
 
 @cache
-def _store() -> Store:
+def _workplace() -> tuple[Path, Store, sqlite3.Connection]:
     """One database for all clusters of this process, because compiling the statements anew costs the most."""
-    path = Path(tempfile.mkdtemp(prefix="whimbrel-test-"))
+    memory = Path("/dev/shm")
+    path = Path(tempfile.mkdtemp(prefix="whimbrel-test-", dir=memory if memory.is_dir() else None))
     atexit.register(shutil.rmtree, path, ignore_errors=True)
     store = Store(f"sqlite:///{path}/whimbrel.db")
     store.write_now(lambda tx: metadata.create_all(tx))
-    return store
-
-
-def _empty_store() -> Store:
-    def clear(tx: Connection) -> None:
-        for table in reversed(metadata.sorted_tables):
-            tx.execute(table.delete())
-
-    _store().write_now(clear)
-    return _store()
+    past = sqlite3.connect(path / "whimbrel.db", isolation_level=None)
+    past.row_factory = sqlite3.Row
+    return path, store, past
 
 
 class Cluster:
     """Hosts, one server on the first of them, the conductor's database, and the messages in flight."""
 
-    def __init__(self, names: tuple[str, ...] = ("h1", "h2", "h3"), **conf: Any) -> None:
-        self.time = 1_000_000.0
-        clock.now = lambda: self.time
-        self.store = _empty_store()
+    def __init__(self, names: tuple[str, ...] = ("h1", "h2", "h3"), *, built: bool = True, **conf: Any) -> None:
+        self.time = self.last_ran = 1_000_000.0
+        self.longest_down = 0.0
+        self._rule_time()
+        workplace, self.store, self._past = _workplace()
+        self._directory = Path(tempfile.mkdtemp(dir=workplace))
+        put_rows(self._past, {name: [] for name in TABLES})
+        self._books: Books | None = None
         self.conf = settings.Conductor(**conf)
         self.driver = Driver(self.conf, lambda image: "")
         self.queue: deque[object] = deque()
-        self.crash_at: Callable[[str], None] = lambda what: None
+        self.sent: list[object] = []
+        self.later: list[Callable[[Cluster], None]] = []
+        self._published: set[int] = set()
+        self.history: list[int] = []
+        self._writes = 0
+        self.given_up = 0
+        self.taken_back: set[tuple[int, int]] = set()
+        self.made_anew: dict[tuple[int, int], list[int]] = {}
+        self._pause = PAUSE
+        self.cut_while_it_ran: str | None = None
+        self.returns: dict[str, float] = {}
+        self.same_host = len(names) == 1
+        self._watched = False
         self.trace: list[str] = []
-        self.hosts = {name: Host(name, self._touch) for name in names}
+        self.fault: Callable[[str], None] = lambda what: None
+        self.hosts = {name: Host(name, self.boundary) for name in names}
+        self.agents: dict[str, Agent] = {}
         for host in self.hosts.values():
             host.peers = self.hosts
-            self.beat(host)
-        self.writes = 7
-        self._place_server(names[0])
+            self.agents[host.name] = Agent(host, self._directory / host.name, self._send)
+            self._at(host, lambda host=host: self._beat(host))  # type: ignore[misc]
+        self.drain()
+        self._place_server(self.hosts[names[0]] if built else None)
+        self.trace.clear()
+        self._watched = True
 
-    def _touch(self, what: str) -> None:
+    def _rule_time(self) -> None:
+        clock.now = lambda: self.time
+
+    def close(self) -> None:
+        """Let go of the ledgers."""
+        for agent in self.agents.values():
+            agent.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _place_server(self, host: Host | None) -> None:
+        """Make the server's row; with a host, as a build would have left it: running there."""
+        row = {
+            "id": SERVER, "name": "vm", "project_id": "p", "user_id": "u", "reservation_id": "r", "flavor": SMALL,
+            "root_disk": "qcow2", "created_at": 0.0, "updated_at": 0.0,
+        }  # fmt: skip
+        if host is not None:
+            row |= {"host": host.name, "epoch": 1, "order_number": 1, "power_state": "running", "launched_at": 0.0}
+        self.store.write_now(lambda tx: tx.execute(servers.insert().values(**row)))
+        if host is None:
+            return
+        self.store.write_now(claims.take, host.name, SERVER, "0-1", Resources(1, 128, 1))
+        host.defined = f"{SERVER} vcpus=1"
+        host.live = host.open_files = Copy("0-1", definition=host.defined)
+        host.process = PowerState.RUNNING
+        grants = LedgerGrants(self.agents[host.name].ledger)
+        grants.grant(SERVER, 1)
+        grants.release(SERVER, 1)
+
+    # --- boundaries ------------------------------------------------------------------------------
+
+    def boundary(self, what: str) -> None:
+        """Let the guest write, let the auditor look, and let the test strike here."""
+        for host in self.hosts.values():
+            if host.write(self._writes + 1):
+                self._writes += 1
+                self.history.append(self._writes)
+                self.longest_down = max(self.longest_down, self.time - self.last_ran)
+                self.last_ran = self.time
+        if self._watched:
+            audit(self)
         self.trace.append(what)
-        self.crash_at(what)
+        self.fault(what)
 
-    def _place_server(self, name: str) -> None:
-        """Make the server as a build would have left it: running, with three writes on its disk."""
-        host = self.hosts[name]
-        host.live = {"attempt": "0-1", "writes": self.writes, "xml": "xml"}
-        host.domains[SERVER] = "xml"
-        host.running = "running"
-        host.durable |= {"epoch": 1, "number": 1, "grant": (1, host.boot), "released": 1}
+    def books(self) -> Books:
+        """What the database says now."""
+        if self._books is None:
+            self._books = read(self._past)
+        return self._books
 
-        def rows(tx: Connection) -> None:
-            tx.execute(
-                servers.insert().values(
-                    id=SERVER, name="vm", project_id="p", user_id="u", reservation_id="r", flavor=SMALL, image=None,
-                    host=name, root_disk="qcow2", epoch=1, order_number=1, power_state="running", created_at=0.0,
-                    updated_at=0.0, launched_at=0.0,
-                )
-            )  # fmt: skip
-            claims.take(tx, name, SERVER, "0-1", Resources(1, 128, 1))
+    def transact(self, function: Callable[..., Any], *args: Any, cause: object = None, **kwargs: Any) -> None:
+        """One transaction of the conductor, then what it left is sent. `cause` is the message not yet acknowledged."""
+        try:
+            effects = self._write(function, *args, **kwargs)
+            self.boundary("conductor.committed" if effects.outbox or effects.select else "conductor.?idle")
+            self._publish(effects)
+        except ConductorKilled:
+            self._restart_conductor(cause)
 
-        self.store.write_now(rows)
+    def _write(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        result = self.store.write_now(function, *args, **kwargs)
+        self._books = None
+        return result
 
-    # --- messages --------------------------------------------------------------------------------
-
-    def beat(self, host: Host) -> None:
-        """One heartbeat, delivered at once."""
-        state = PowerState.RUNNING if host.running == "running" else PowerState.STOPPED
-        ledger = host.durable
-        interrupted = ledger["sealed"] or (ledger["grant"] is not None and ledger["grant"][1] != host.boot)
-        line = GuestReport(SERVER, state, ledger["epoch"], ledger["number"], interrupted)
-        guests = (line,) if host.live else ()
-        message = Heartbeat(
-            host=host.name, address="10.0.0.1", boot=str(host.boot), ledger=host.name,
-            protocols={name: table.version for name, table in protocols.PROTOCOLS.items()},
-            vcpus=8, ram_mb=1024, disk_gb=20, reserved_vcpus=0, reserved_ram_mb=0, reserved_disk_gb=0,
-            cpu_ratio=1.0, ram_ratio=1.0, disk_ratio=1.0, architecture="x86_64", hypervisor="fake",
-            hypervisor_version=1, root_disk="qcow2", free_disk_gb=20, uptime="", guests=guests,
-            admission=str(host.boot), admitted=host.admitted,
-        )  # fmt: skip
-        self._take(self.store.write_now(host_books.hear, message, self.conf))
-
-    def _take(self, effects: Effects) -> None:
-        self.queue.extend(message for _, _, message in effects.outbox)
-        self.queue.extend(message for _, message in effects.passing)
+    def _publish(self, effects: Effects) -> None:
+        for number, _, message in effects.outbox:
+            self._published.add(number)
+            self._send(message)
+        for _, message in effects.passing:
+            self._send(message)
         for migration_id, question in effects.select:
-            names = [n for n in self.hosts if n not in question.exclude and n != question.source]
-            if question.forced_host:
-                names = [question.forced_host]
-            answer = Targets(tuple(names), tuple(0.0 for _ in names), ())
-            self._take(self.store.write_now(timers.keep_targets, self.driver, migration_id, answer))
+            self.transact(timers.keep_targets, self.driver, migration_id, self._choose(question))
 
-    def start(self, kind: Kind = Kind.MIGRATION, table: protocols.Protocol = protocols.COLD, **more: Any) -> int:
+    def _choose(self, question: SelectTargets) -> Targets:
+        names = [n for n in self.hosts if n not in question.exclude and (self.same_host or n != question.source)]
+        names = [question.forced_host] if question.forced_host else names
+        return Targets(tuple(names), tuple(0.0 for _ in names), ())
+
+    def _restart_conductor(self, cause: object) -> None:
+        """A new process: the message comes again, so does all that the outbox holds, and open migrations go on."""
+        if cause is not None:
+            self.queue.appendleft(cause)
+        for row in self._past.execute("SELECT id, type, body FROM outbox ORDER BY id").fetchall():
+            self._published.add(row["id"])
+            self._send(msgspec.convert(msgspec.json.decode(row["body"]), TYPES[row["type"]]))
+        for migration_id in self.store.read_now(migrations.open_ids):
+            self.transact(self.driver.advance, migration_id)
+
+    def _send(self, message: object) -> None:
+        self.queue.append(message)
+        self.sent.append(message)
+
+    # --- what users ask --------------------------------------------------------------------------
+
+    def start(self, kind: Kind = Kind.MIGRATION, table: protocols.Protocol = protocols.COLD, **more: Any) -> None:
         """Begin a migration as the API does."""
-        begun = self.store.write_now(migrations.begin, SERVER, kind, table, **IDENTITY, **more)
-        self.queue.append(Wake(begun.migration_id))
-        return begun.migration_id
+        self._begun(self._write(migrations.begin, SERVER, kind, table, **IDENTITY, **more))
 
     def verdict(self, verdict: Verdict) -> None:
         """Confirm or revert as the API does."""
-        begun = self.store.write_now(migrations.give_verdict, SERVER, verdict, request_id="req-2")
-        self.queue.append(Wake(begun.migration_id))
+        self._begun(self._write(migrations.give_verdict, SERVER, verdict, request_id="req-2"))
 
-    def cancel(self, migration: int) -> None:
-        """Cancel as the API does."""
-        begun = self.store.write_now(migrations.request_cancel, migration)
-        self.queue.extend(message for _, _, message in begun.outbox)
+    def cancel(self) -> None:
+        """Cancel the newest migration as the API does."""
+        self._begun(self._write(migrations.request_cancel, self.migration().id))
 
-    def evacuate(self, target: str | None = None, *, leave_stopped: bool = False) -> int:
+    def evacuate(self, target: str | None = None, *, leave_stopped: bool = False) -> None:
         """Evacuate as the API does."""
-        asked = Asked("req-3", "u", "p")
-        begun = self.store.write_now(evacuations.begin, SERVER, asked, "p", target=target, leave_stopped=leave_stopped)
-        self.queue.append(Wake(begun.migration_id))
-        return begun.migration_id
+        asked = Asked(IDENTITY["request_id"], "u", "p")
+        self._begun(self._write(evacuations.begin, SERVER, asked, "p", target=target, leave_stopped=leave_stopped))
 
     def prove(self, name: str, witness: Witness = Witness.ADMINISTRATOR) -> None:
         """Prove that the boot of a host, as it was last heard of, is over."""
         row = next(row for row in self.rows(hosts_table) if row.name == name)
         silent = self.time - 20
-        wakes = self.store.write_now(fencing.give, name, witness, "seen", boot=row.boot, silent_since=silent)
-        self.queue.extend(message for _, _, message in wakes)
+        outbox = self._write(fencing.give, name, witness, "seen", boot=row.boot, silent_since=silent)
+        self._publish(Effects(outbox=outbox))
 
     def delete(self) -> None:
         """Delete as the API does."""
-        begun = self.store.write_now(migrations.request_delete, SERVER, **IDENTITY)
-        self.queue.append(Wake(begun.migration_id))
+        self._begun(self._write(migrations.request_delete, SERVER, **IDENTITY))
 
-    def step(self) -> None:
-        """Deliver the oldest message."""
+    def _begun(self, begun: migrations.Begun) -> None:
+        self._publish(Effects(outbox=begun.outbox))
+
+    # --- messages and time -----------------------------------------------------------------------
+
+    def step(self, which: int = 0) -> None:
+        """Deliver one message: the oldest, or another one."""
+        message = self.queue[which]
+        del self.queue[which]
+        self.deliver(message)
+
+    def deliver(self, message: object) -> None:
+        """Deliver this message."""
         self.time += 0.01
-        message = self.queue.popleft()
+        if not isinstance(message, Ask | Welcome):
+            self._pause = PAUSE
         match message:
             case Wake(migration):
-                self._take(self.store.write_now(self.driver.advance, migration))
+                self.transact(self.driver.advance, migration, cause=message)
             case StepReport():
-                self.take(message)
+                self.transact(reports.take, self.driver, message, cause=message)
             case Order():
-                self._obey(self.hosts[message.host], message)
+                self._at(self.hosts[message.host], lambda: self.agents[message.host].obey(message))
             case Ask(order):
-                self._asked(self.hosts[order.host], order)
+                self._at(self.hosts[order.host], lambda: self.agents[order.host].ask(order))
             case Welcome():
-                self._welcome(self.hosts[message.host], message)
-        self.audit()
+                self._at(self.hosts[message.host], lambda: self.agents[message.host].admission.welcome(message))
+        audit(self)
 
-    def take(self, report: StepReport) -> None:
-        """Give the conductor a report."""
-        self._take(self.store.write_now(reports.take, self.driver, report))
+    def tick(self, later: float | None = None) -> None:
+        """Let time pass: heartbeats, and what the conductor does because time has passed.
 
-    def run(self, steps: int = 400) -> None:
-        """Deliver until nothing is left; with nothing in flight, let time pass so that orders are asked about."""
-        for _ in range(steps):
-            if self.queue:
-                self.step()
-            elif not self.tick():
-                return
-        raise AssertionError("the migration does not come to rest")
-
-    def tick(self, *, later: float = 6.0) -> bool:
-        """Let time pass, with heartbeats of the hosts that are up; return whether anything is in flight then."""
-        self.time += later
+        The longer nothing happens, the longer the pauses get, but never so long that a host seems silent.
+        """
+        self.time += self._pause if later is None else later
+        self._pause = min(2 * self._pause, LONGEST_PAUSE)
+        for name in [name for name, when in self.returns.items() if when <= self.time]:
+            self.boot(self.hosts[name])
         for host in self.hosts.values():
-            if host.up:
-                self.beat(host)
+            self._at(host, lambda host=host: self._beat(host))  # type: ignore[misc]
+        self._past.executemany("DELETE FROM outbox WHERE id = ?", [(number,) for number in self._published])
+        self._published.clear()
         due = self.store.read_now(timers.look, self.conf)
         for key in due.silent:
-            self._take(self.store.write_now(timers.call_silent, self.driver, key))
+            self.transact(timers.call_silent, self.driver, key)
         for server in due.windows:
-            self._take(self.store.write_now(timers.close_window, server))
-        self._take(self.store.write_now(timers.collect_debts, self.conf))
-        self.store.write_now(timers.note_asked, [key for key, _ in due.asks])
-        self.queue.extend(ask for _, ask in due.asks if self.hosts[ask.order.host].up)
-        return bool(self.queue)
+            self.transact(timers.close_window, server)
+        for migration_id in due.unplaced:
+            self.transact(timers.place_again, self.driver, migration_id)
+        for migration_id in due.asleep:
+            self.transact(self.driver.advance, migration_id)
+        self.transact(timers.collect_debts, self.conf)
+        self.transact(restore.settle, self.conf)
+        self._write(timers.note_asked, [key for key, _ in due.asks])
+        for _, ask in due.asks:
+            self._send(ask)
+        audit(self)
 
-    def deliver(self) -> None:
+    def run(self, before: Callable[[], None] = lambda: None) -> None:
+        """Go on until nothing is under way: no message, no host away, no open migration but one that waits.
+
+        Whenever nothing is, the next of the user's `later` wishes is asked for. `before` is called before each message
+        and each tick.
+        """
+        until = self.time + LONGEST
+        heard = False
+        while self.later or not (heard and self.at_rest()):
+            if self.later and self.at_rest():
+                self.later.pop(0)(self)
+            if self.time > until:
+                raise Broken(f"L1: it does not come to rest\n{self.story()}")
+            heard = self.at_rest()
+            before()
+            self.turn()
+
+    def turn(self) -> None:
+        """Deliver the oldest message, or let time pass when there is none."""
+        if self.queue:
+            self.step()
+        else:
+            self.tick()
+
+    def drain(self) -> None:
         """Deliver what is in flight, and let no time pass."""
         while self.queue:
             self.step()
 
-    # --- a host's agent --------------------------------------------------------------------------
+    def at_rest(self) -> bool:
+        """Whether nothing would happen by itself any more, heartbeats apart."""
+        books = self.books()
+        for_good = {name for name, when in self.returns.items() if when == FOR_GOOD}
+        waiting = all(
+            not row["open"] or (row["window_open"] and not row["verdict"]) or row["fence"] in for_good
+            for row in books.migrations
+        )
+        owing = {row["host"] for row in books.debts}
+        return not self.queue and waiting and self.returns.keys() == for_good and owing <= for_good
 
-    def _welcome(self, host: Host, message: Welcome) -> None:
-        if host.up and message.admission == str(host.boot):
-            epoch, number = message.servers.get(SERVER, (0, 0))
-            host.durable["epoch"] = max(host.durable["epoch"], epoch)
-            host.durable["number"] = max(host.durable["number"], number)
-            host.admitted = True
+    # --- hosts -----------------------------------------------------------------------------------
 
-    def _obey(self, host: Host, order: Order) -> None:
-        if not (host.up and host.admitted):
-            return
-        ledger = host.durable
-        known = ledger["orders"].get(order.number)
-        if known is not None:
-            if known[1] is not None:
-                self.queue.append(known[1])
-            return
-        if order.epoch < ledger["epoch"] or order.number <= ledger["number"]:
-            seen = {"epoch": ledger["epoch"], "number": ledger["number"]}
-            self.queue.append(_report(order, Answer.STALE, seen))
-            return
-        try:
-            self._touch(f"{host.name}.accept")
-            ledger |= {"epoch": order.epoch, "number": order.number}
-            ledger["orders"][order.number] = [order, None]
-            report = self._do(host, order)
-            self._touch(f"{host.name}.finish")
-            if report.answer is not Answer.UNKNOWN:
-                ledger["orders"][order.number][1] = report
-            self._touch(f"{host.name}.report")
-            self.queue.append(report)
-        except Crash:
-            self.power_cut(host)
+    def _beat(self, host: Host) -> None:
+        """One heartbeat, delivered at once."""
+        self.transact(host_books.hear, self.agents[host.name].beat(), self.conf)
 
-    def _do(self, host: Host, order: Order) -> StepReport:
-        step = protocols.protocol(order.protocol, order.version).step(order.step)
-        assert isinstance(step, protocols.HostStep)
-        action = step.do if order.verb is Verb.DO else step.undo
-        assert action is not None
-        try:
-            return _report(order, Answer.DONE, action(host.world(), order, Free()))
-        except CannotTell as error:
-            return _report(order, Answer.UNKNOWN, {}, str(error))
-        except StepError as error:
-            return _report(order, Answer.FAILED, dict(error.facts), str(error))
-
-    def _asked(self, host: Host, order: Order) -> None:
+    def _at(self, host: Host, call: Callable[[], None]) -> None:
+        """Let something happen at a host, and let it come back from whatever strikes it there."""
         if not host.up:
             return
-        known = host.durable["orders"].get(order.number)
-        if known is None:
-            stale = order.number <= host.durable["number"] or order.epoch < host.durable["epoch"]
-            facts = {"epoch": host.durable["epoch"], "number": host.durable["number"]} if stale else {"unheard": True}
-            self.queue.append(_report(order, Answer.STALE if stale else Answer.NOT_DONE, facts))
-        elif known[1] is not None:
-            self.queue.append(known[1])
-        else:
-            self.queue.append(self._look(host, order, known))
+        try:
+            call()
+        except PowerCut as cut:
+            self.cut(host, away=cut.away)
+        except AgentKilled:
+            self.agents[host.name].kill()
+            self._at(host, self.agents[host.name].start)
 
-    def _look(self, host: Host, order: Order, known: list[Any]) -> StepReport:
-        step = protocols.protocol(order.protocol, order.version).step(order.step)
-        assert isinstance(step, protocols.HostStep)
-        if order.verb is Verb.UNDO:
-            report = _report(order, Answer.NOT_DONE)
+    def cut(self, host: Host, *, away: float = 0.0) -> None:
+        """Cut the host's power. It boots at once, or after `away` seconds."""
+        if not host.up:
+            return
+        if host.process is PowerState.RUNNING:
+            self.cut_while_it_ran = host.name
+        self.agents[host.name].kill()
+        host.lose_power()
+        host.up = False
+        if away:
+            self.returns[host.name] = self.time + away
         else:
-            try:
-                answer, facts = step.probe(host.world(), order, Free())
-                report = _report(order, answer, facts)
-            except CannotTell as error:
-                return _report(order, Answer.UNKNOWN, {}, str(error))
-        known[1] = report
-        return report
-
-    def power_cut(self, host: Host, *, stay_down: bool = False) -> None:
-        """Everything volatile is gone; what is on the disk stays. Without `stay_down` it boots at once."""
-        host.running = None
-        host.up = host.admitted = False
-        if not stay_down:
             self.boot(host)
 
     def boot(self, host: Host) -> None:
         """The host comes back in a new boot, and tells the conductor."""
-        host.boot += 1
+        self.returns.pop(host.name, None)
         host.up = True
-        self.beat(host)
+        self._at(host, self.agents[host.name].start)
+        self._at(host, lambda: self._beat(host))
 
-    # --- what must always hold -------------------------------------------------------------------
+    # --- states ----------------------------------------------------------------------------------
 
-    def audit(self) -> None:
-        """Check S1, S2, S4 and S5 as they stand at this boundary."""
-        runners = [host.name for host in self.hosts.values() if host.running == "running"]
-        assert len(runners) <= 1, f"split brain: {runners}\n{self.story()}"
-        with_grant = [h for h in self.hosts.values() if h.running == "running"]
-        for host in with_grant:
-            assert host.durable["grant"] is not None and host.durable["grant"][1] == host.boot, self.story()
-        server = self.server()
-        newest = self.migration_or_none()
-        deleting = newest is not None and "delete" in (newest.kind, newest.verdict)
-        if server.deleted_at is None and not deleting:
-            copies = [
-                place
-                for host in self.hosts.values()
-                for place in (host.live, *host.sealed.values())
-                if place is not None and place["writes"] == self.writes
-            ]
-            assert copies, f"no whole copy is left\n{self.story()}"
-        for name, used in self.store.read_now(claims.claimed).items():
-            assert used.ram_mb <= 1024 and used.vcpus <= 8, f"{name} is overcommitted"
+    def save(self) -> State:
+        """Return all of it, between two messages."""
+        return State(
+            {name: copy(getattr(self, name)) for name in SCALARS},
+            {name: list(getattr(self, name)) for name in LISTS},
+            set(self._published),
+            rows(self._past, TABLES),
+            [agent.save() for agent in self.agents.values()],
+        )
+
+    def restore(self, state: State) -> None:
+        """Go back to a saved state."""
+        self._rule_time()
+        for name, value in state.scalars.items():
+            setattr(self, name, value)
+        for name, values in state.lists.items():
+            setattr(self, name, values.copy())
+        self.queue = deque(self.queue)
+        self._published = set(state.published)
+        self.taken_back, self.returns, self.made_anew = map(copy, (self.taken_back, self.returns, self.made_anew))
+        put_rows(self._past, state.rows)
+        self._books = None
+        for agent, saved in zip(self.agents.values(), state.agents, strict=True):
+            agent.restore(saved)
+        self.fault = lambda what: None
+
+    # --- what a test looks at --------------------------------------------------------------------
 
     def settled(self, home: str, *, running: bool = True) -> None:
-        """Check that the server is whole at `home`, that nobody else has anything of it, and that claims balance."""
+        """Check that nothing is under way and that the server is at `home`, running or not."""
         for host in self.hosts.values():
-            if host.up:
-                self.beat(host)
-        self.audit()
-        host = self.hosts[home]
-        assert host.live is not None and host.live["writes"] == self.writes, self.story()
-        assert (host.running == "running") is running, self.story()
+            self._at(host, lambda host=host: self._beat(host))  # type: ignore[misc]
+        self.drain()
+        audit(self, at_rest=True)
         assert self.server().host == home, self.story()
-        assert self.server().power_state == ("running" if running else "stopped"), self.story()
-        for other in self.hosts.values():
-            assert not other.incoming, f"leftover at {other.name}\n{self.story()}"
-            if other is not host:
-                assert other.live is None and not other.sealed and not other.domains, self.story()
-        assert not host.sealed, self.story()
-        rows = self.rows(claims_table)
-        assert [row.host for row in rows] == [home], f"{rows}\n{self.story()}"
+        assert (self.hosts[home].process is PowerState.RUNNING) is running, self.story()
+
+    def world(self) -> tuple[Any, ...]:
+        """All that must not change by itself: processes, files but for what the guest writes, promises, books."""
+        books = self.books()
+        hosts = [
+            (h.process, h.defined, h.live and h.live.attempt, list(h.incoming), list(h.sealed), h.boot)
+            for h in self.hosts.values()
+        ]
+        records = [agent.record() for agent in self.agents.values()]
+        claimed = [tuple(row) for row in books.claims]
+        ends = [
+            (row["id"], row["segment"], row["attempt"], row["outcome"], row["window_open"]) for row in books.migrations
+        ]
+        return hosts, records, claimed, ends, books.server["epoch"], books.server["power_state"]
 
     def server(self) -> Any:
         """The server's row."""
         return self.store.read_now(lambda tx: tx.execute(select(servers)).one())
 
     def migration(self) -> Any:
-        """The newest migration's row."""
-        row = self.migration_or_none()
-        assert row is not None
-        return row
-
-    def move(self) -> Any:
-        """The newest migration that moves the server; one that starts it again after a power cut is none."""
-        moving = migrations_table.c.kind.in_((Kind.MIGRATION, Kind.RESIZE))
-        query = select(migrations_table).where(moving).order_by(migrations_table.c.id.desc()).limit(1)
+        """The newest migration that is no start of a guest after a power cut."""
+        wanted = migrations_table.c.request_id == IDENTITY["request_id"]
+        query = select(migrations_table).where(wanted).order_by(migrations_table.c.id.desc()).limit(1)
         return self.store.read_now(lambda tx: tx.execute(query).one())
-
-    def migration_or_none(self) -> Any:
-        """The newest migration's row, None before the first."""
-        query = select(migrations_table).order_by(migrations_table.c.id.desc()).limit(1)
-        return self.store.read_now(lambda tx: tx.execute(query).one_or_none())
 
     def rows(self, table: Any) -> list[Any]:
         """All rows of a table."""
@@ -622,18 +475,16 @@ class Cluster:
     def story(self) -> str:
         """What happened, for a failing test's message."""
         rows = "\n".join(
-            f"  {r.segment}.{r.attempt} {r.step:14} {r.mark:12} on={r.host} no={r.number} {r.reason}"
+            f"  {r.migration_id}:{r.segment}.{r.attempt} {r.step:14} {r.mark:12} on={r.host} no={r.number} {r.reason}"
             for r in self.rows(journal)
         )
-        m = self.migration()
-        owed = [f"{d.host}:{d.step}:{d.verb}:{'paid' if d.paid_at else 'due'}" for d in self.rows(debts)]
-        return (
-            f"open={m.open} outcome={m.outcome} fence={m.fence} reason={m.reason}\n{rows}\ndebts={owed}\n{self.trace}"
+        ends = "\n".join(
+            f"  {m.id} {m.kind}: open={m.open} window={m.window_open} outcome={m.outcome} fence={m.fence} {m.reason}"
+            for m in self.rows(migrations_table)
         )
-
-
-def _report(order: Order, answer: Answer, facts: Facts | None = None, reason: str = "") -> StepReport:
-    return StepReport(
-        host=order.host, server=order.server, migration=order.migration, segment=order.segment, attempt=order.attempt,
-        step=order.step, verb=order.verb, number=order.number, answer=answer, facts=facts or {}, reason=reason,
-    )  # fmt: skip
+        owed = [f"{d.host}:{d.step}:{d.verb}:{'paid' if d.paid_at else 'due'}" for d in self.rows(debts)]
+        places = "\n".join(
+            f"  {h.name} up={h.up} {h.process} live={h.live} in={h.incoming} sealed={h.sealed}"
+            for h in self.hosts.values()
+        )
+        return f"{ends}\n{rows}\n{places}\ndebts={owed}\n{' '.join(self.trace[-60:])}"

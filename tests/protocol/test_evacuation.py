@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.protocol.cluster import Cluster, Crash
+from tests.protocol.cluster import FOR_GOOD, Cluster
+from tests.protocol.faults import cut_at, fail
 from whimbrel.domain.errors import Conflict
 from whimbrel.domain.migration import Kind, Verdict, Witness
 from whimbrel.domain.server import PowerAction
@@ -13,25 +14,23 @@ from whimbrel.store.tables import debts
 
 
 def dark(host: str = "h1", **conf: int) -> Cluster:
-    """A cluster in which this host has lost its power; the server's disk is as its image was."""
+    """A cluster in which this host has lost its power."""
     cluster = Cluster(**conf)
-    assert cluster.hosts["h1"].live
-    cluster.writes = cluster.hosts["h1"].live["writes"] = 1
     if host == "h1":
-        cluster.power_cut(cluster.hosts[host], stay_down=True)
+        cluster.cut(cluster.hosts[host], away=FOR_GOOD)
     return cluster
 
 
 def wait(cluster: Cluster, looks: int = 4) -> None:
     """Let time pass until nothing more happens by itself."""
     for _ in range(looks):
-        cluster.deliver()
+        cluster.drain()
         cluster.tick(later=70)
-    cluster.deliver()
+    cluster.drain()
 
 
 def running(cluster: Cluster) -> list[str]:
-    return [host.name for host in cluster.hosts.values() if host.running == "running"]
+    return [host.name for host in cluster.hosts.values() if host.running]
 
 
 @pytest.mark.parametrize("witness", Witness)
@@ -88,21 +87,21 @@ def test_a_proof_is_refused_for_a_host_that_speaks_and_for_another_boot() -> Non
     cluster = Cluster()
     with pytest.raises(Conflict, match="was heard"):
         cluster.prove("h1")
-    cluster.power_cut(cluster.hosts["h1"], stay_down=True)
+    cluster.cut(cluster.hosts["h1"], away=FOR_GOOD)
     cluster.time += 100
     cluster.prove("h1")
     cluster.evacuate()
     cluster.boot(cluster.hosts["h1"])
-    cluster.power_cut(cluster.hosts["h1"], stay_down=True)
+    cluster.cut(cluster.hosts["h1"], away=FOR_GOOD)
     wait(cluster)
     assert cluster.migration().fence == "h1", "the proof was about the boot before, and the host has spoken since"
 
 
 def test_a_cancelled_evacuation_leaves_the_server_to_its_host() -> None:
     cluster = dark()
-    migration = cluster.evacuate()
+    cluster.evacuate()
     wait(cluster)
-    cluster.cancel(migration)
+    cluster.cancel()
     wait(cluster)
     assert cluster.migration().outcome == "cancelled", cluster.story()
     cluster.boot(cluster.hosts["h1"])
@@ -113,8 +112,7 @@ def test_a_cancelled_evacuation_leaves_the_server_to_its_host() -> None:
 @pytest.mark.parametrize("step", ["prepare", "create_paused"])
 def test_an_evacuation_that_no_host_can_take_leaves_the_server_to_its_host(step: str) -> None:
     cluster = dark()
-    for name in ("h2", "h3"):
-        cluster.hosts[name].fail_at = step
+    fail(cluster, f"h2.{step}", f"h3.{step}")
     cluster.evacuate()
     wait(cluster)
     if step != "prepare":
@@ -141,18 +139,10 @@ def test_a_server_that_is_to_stay_stopped_is_evacuated_and_not_started() -> None
 
 def test_recovery_outranks_a_move_that_is_stuck_on_the_dead_source() -> None:
     cluster = dark("none")
-
-    def die(what: str) -> None:
-        if what == "h1.copy_disks":
-            cluster.crash_at = lambda what: None
-            raise Crash(what)
-
-    cluster.crash_at = die
-    cluster.boot = lambda host: None  # type: ignore[method-assign]
+    cut_at(cluster, "h1.copy_disks", away=FOR_GOOD)
     cluster.start()
     wait(cluster)
     assert cluster.migration().fence == "h1"
-    del cluster.boot
     cluster.evacuate("h3")
     wait(cluster)
     cluster.prove("h1")
@@ -163,11 +153,32 @@ def test_recovery_outranks_a_move_that_is_stuck_on_the_dead_source() -> None:
     cluster.settled("h3")
 
 
+def test_a_debt_from_before_never_removes_a_server_that_has_come_back() -> None:
+    cluster = dark()
+    cluster.evacuate("h2")
+    wait(cluster)
+    cluster.prove("h1")
+    wait(cluster)
+    cluster.boot(cluster.hosts["h1"])
+    cluster.drain()
+    host = cluster.hosts["h1"]
+    host.live = host.defined = None  # somebody has moved the stale copy out of the way
+    cluster.start(forced_host="h1")
+    cluster.drain()
+    assert cluster.migration().window_open and running(cluster) == ["h1"], cluster.story()
+    assert [row.paid_at for row in cluster.rows(debts)] == [None], "it was not paid before the server came back"
+    wait(cluster)
+    assert running(cluster) == ["h1"], cluster.story()
+    cluster.verdict(Verdict.CONFIRM)
+    cluster.run()
+    cluster.settled("h1")
+
+
 def test_a_server_with_a_whole_copy_elsewhere_is_not_made_anew_from_its_image() -> None:
     cluster = Cluster()
     cluster.start()
     cluster.run()
-    cluster.power_cut(cluster.hosts["h2"], stay_down=True)
+    cluster.cut(cluster.hosts["h2"], away=FOR_GOOD)
     with pytest.raises(Conflict, match="revert migration"):
         cluster.evacuate()
     cluster.verdict(Verdict.REVERT)
@@ -183,18 +194,10 @@ def test_a_server_with_a_whole_copy_elsewhere_is_not_made_anew_from_its_image() 
 
 def test_what_a_silent_target_may_have_written_is_given_up_only_by_an_administrator() -> None:
     cluster = Cluster()
-
-    def die(what: str) -> None:
-        if what == "h2.create_paused":
-            raise Crash(what)
-
-    cluster.crash_at = die
-    cluster.boot = lambda host: None  # type: ignore[method-assign]
+    cut_at(cluster, "h2.create_paused", away=FOR_GOOD)
     cluster.start()
     wait(cluster)
     assert cluster.migration().fence == "h2", cluster.story()
-    cluster.crash_at = lambda what: None
-    del cluster.boot
     cluster.prove("h2", Witness.FENCE_AGENT)
     wait(cluster)
     assert cluster.migration().fence == "h2", "a device knows nothing of what was written there"

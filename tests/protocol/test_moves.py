@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 
 import pytest
 
-from tests.protocol.cluster import LARGE, Cluster, Crash
+from tests.protocol.audit import audit
+from tests.protocol.cluster import FOR_GOOD, LARGE, Cluster
+from tests.protocol.endings import ends_well
+from tests.protocol.explore import explorer
+from tests.protocol.faults import Fault, cut_at, fail, lift
+from tests.protocol.scenarios import STORIES, Scenario
 from whimbrel.domain.errors import Invalid
 from whimbrel.domain.migration import Answer, Kind, Mark, Verb, Verdict
 from whimbrel.migration import protocols
@@ -51,7 +55,6 @@ def test_a_resize_changes_the_flavor_and_a_revert_changes_it_back() -> None:
 def test_a_resize_on_the_same_host_keeps_two_copies_apart() -> None:
     for verdict in (Verdict.CONFIRM, Verdict.REVERT):
         cluster = Cluster(names=("h1",))
-        cluster._take = _same_host(cluster)  # type: ignore[method-assign]
         cluster.start(Kind.RESIZE, protocols.RESIZE, new_flavor=LARGE)
         cluster.run()
         assert cluster.migration().window_open, cluster.story()
@@ -61,26 +64,13 @@ def test_a_resize_on_the_same_host_keeps_two_copies_apart() -> None:
         cluster.settled("h1")
 
 
-def _same_host(cluster: Cluster):  # type: ignore[no-untyped-def]
-    take = type(cluster)._take
-
-    def allowing(effects):  # type: ignore[no-untyped-def]
-        effects.select = [(m, q.__class__(**{**q.__dict__, "forced_host": "h1"})) for m, q in effects.select]
-        take(cluster, effects)
-
-    return allowing
-
-
 BEFORE_HAND_OVER = ["prepare", "open_channel", "copy_disks", "verify_disks", "create_paused"]
 
 
 @pytest.mark.parametrize("step", BEFORE_HAND_OVER)
 def test_a_step_that_fails_everywhere_leaves_the_guest_where_it_was(step: str) -> None:
     cluster = Cluster()
-    for name in cluster.hosts:
-        cluster.hosts[name].fail_at = step
-    if step == "create_paused":
-        cluster.hosts["h1"].fail_at = None
+    fail(cluster, *(f"{name}.{step}" for name in cluster.hosts if (name, step) != ("h1", "create_paused")))
     cluster.start()
     cluster.run()
     assert cluster.migration().outcome == "error", cluster.story()
@@ -91,7 +81,7 @@ def test_a_step_that_fails_everywhere_leaves_the_guest_where_it_was(step: str) -
 @pytest.mark.parametrize("step", ["prepare", "verify_disks", "create_paused"])
 def test_a_target_that_fails_is_followed_by_the_next_one(step: str) -> None:
     cluster = Cluster()
-    cluster.hosts["h2"].fail_at = step
+    fail(cluster, f"h2.{step}")
     cluster.start()
     cluster.run()
     assert cluster.migration().target == "h3", cluster.story()
@@ -101,87 +91,39 @@ def test_a_target_that_fails_is_followed_by_the_next_one(step: str) -> None:
     cluster.settled("h3")
 
 
-def _boundaries(verdict: Verdict | None) -> list[int]:
-    cluster = Cluster()
-    _drive(cluster, verdict)
-    return list(range(len(cluster.trace)))
-
-
-def _drive(cluster: Cluster, verdict: Verdict | None) -> None:
-    cluster.start()
-    cluster.run()
-    if verdict is not None:
-        cluster.verdict(verdict)
-        cluster.run()
-
-
-COLD_BOUNDARIES = 28
-
-
-@pytest.mark.parametrize("verdict", [Verdict.CONFIRM, Verdict.REVERT])
-def test_a_power_cut_at_any_boundary_ends_with_one_whole_running_guest(verdict: Verdict) -> None:
-    count = len(_boundaries(verdict))
-    assert count > COLD_BOUNDARIES
-    for boundary in range(count):
-        cluster = Cluster()
-        counter = itertools.count()
-
-        def crash(what: str, counter: itertools.count[int] = counter, at: int = boundary) -> None:
-            if next(counter) == at:
-                raise Crash(what)
-
-        cluster.crash_at = crash
-        _drive(cluster, verdict)
-        home = "h2" if verdict is Verdict.CONFIRM else "h1"
-        outcome = cluster.move().outcome
-        assert outcome in ("confirmed", "reverted"), f"boundary {boundary}\n{cluster.story()}"
-        where = cluster.hosts[home]
-        assert where.live is not None, cluster.story()
-        cluster.settled(home, running=where.running == "running")
-        if where.running != "running":
-            # The cut came after the guest was let run: it is down as after any power cut, and shown so.
-            assert cluster.server().power_state == "stopped"
+@pytest.mark.parametrize("story", STORIES, ids=lambda story: story.name)
+def test_a_power_cut_at_any_boundary_ends_with_one_whole_running_guest(story: Scenario) -> None:
+    walk = explorer(story)
+    assert len(walk.plain.boundaries) > 70
+    for _ in walk.courses(Fault.POWER_CUT):
+        ends_well(story, walk.cluster)
 
 
 def test_a_source_that_dies_in_the_copy_is_waited_for_and_named() -> None:
     cluster = Cluster()
-
-    def die(what: str) -> None:
-        if what == "h1.copy_disks":
-            raise Crash(what)
-
-    cluster.crash_at = die
-    cluster.boot = lambda host: None  # type: ignore[method-assign]
+    cut_at(cluster, "h1.copy_disks", away=FOR_GOOD)
     cluster.start()
     for _ in range(4):
-        cluster.deliver()
+        cluster.drain()
         cluster.tick(later=70)
     assert cluster.migration().fence == "h1", cluster.story()
     assert cluster.migration().open
-    cluster.crash_at = lambda what: None
-    del cluster.boot
     cluster.boot(cluster.hosts["h1"])
     cluster.run()
     assert not cluster.migration().open or cluster.migration().window_open, cluster.story()
-    assert [h.name for h in cluster.hosts.values() if h.running == "running"], cluster.story()
+    assert [h.name for h in cluster.hosts.values() if h.running], cluster.story()
 
 
 def test_a_target_that_dies_for_good_leaves_a_debt_and_its_disk_claim() -> None:
     cluster = Cluster(names=("h1", "h2"))
-
-    def die(what: str) -> None:
-        if what == "h1.copy_disks":
-            cluster.power_cut(cluster.hosts["h2"], stay_down=True)
-
-    cluster.crash_at = die
+    cut_at(cluster, "h1.copy_disks", away=FOR_GOOD, host="h2")
     cluster.start()
-    cluster.deliver()
-    cluster.crash_at = lambda what: None
+    cluster.drain()
     for _ in range(6):
         cluster.tick(later=70)
-        cluster.deliver()
+        cluster.drain()
     assert cluster.migration().outcome == "error", cluster.story()
-    assert cluster.hosts["h1"].running == "running"
+    assert cluster.hosts["h1"].running
     assert [row.host for row in cluster.rows(debts)] == ["h2"]
     cluster.boot(cluster.hosts["h2"])
     cluster.run()
@@ -193,17 +135,17 @@ def test_a_revert_refuses_when_the_source_is_away_and_the_target_runs_on() -> No
     cluster = Cluster()
     cluster.start()
     cluster.run()
-    cluster.power_cut(cluster.hosts["h1"], stay_down=True)
+    cluster.cut(cluster.hosts["h1"], away=FOR_GOOD)
     cluster.verdict(Verdict.REVERT)
-    cluster.deliver()
+    cluster.drain()
     cluster.tick(later=70)
-    cluster.deliver()
+    cluster.drain()
     assert cluster.migration().window_open and cluster.migration().verdict is None, cluster.story()
-    assert cluster.hosts["h2"].running == "running"
+    assert cluster.hosts["h2"].running
     cluster.verdict(Verdict.CONFIRM)
-    cluster.deliver()
+    cluster.drain()
     cluster.tick(later=70)
-    cluster.deliver()
+    cluster.drain()
     assert cluster.migration().outcome == "confirmed", "confirming does not wait for a source that is away"
     cluster.boot(cluster.hosts["h1"])
     cluster.run()
@@ -220,9 +162,7 @@ def test_a_delete_at_any_moment_leaves_nothing(after: int) -> None:
     cluster.delete()
     cluster.run()
     assert cluster.server().deleted_at is not None, cluster.story()
-    for host in cluster.hosts.values():
-        assert host.live is None and not host.incoming and not host.sealed and host.running is None, cluster.story()
-    assert cluster.rows(claims) == []
+    audit(cluster, at_rest=True)
 
 
 def test_lost_messages_are_asked_about_and_sent_again() -> None:
@@ -297,7 +237,7 @@ def test_a_report_is_believed_only_from_the_host_and_for_the_order_that_the_jour
         replace(true, segment=1),
         replace(true, migration=99),
     ):
-        cluster.take(forged)
+        cluster.deliver(forged)
         assert cluster.marks()["copy_disks"] == Mark.DOING, forged
     cluster.run()
     assert cluster.migration().window_open, cluster.story()
@@ -305,11 +245,11 @@ def test_a_report_is_believed_only_from_the_host_and_for_the_order_that_the_jour
 
 def test_each_turn_of_the_runner_raises_the_epoch() -> None:
     cluster = Cluster(names=("h1", "h2"))
-    cluster.hosts["h2"].fail_at = "verify_disks"
+    fail(cluster, "h2.verify_disks")
     cluster.start()
     cluster.run()
     assert cluster.server().epoch == 2, "unsealing the source is a turn"
-    cluster.hosts["h2"].fail_at = None
+    lift(cluster)
     cluster.start()
     cluster.run()
     assert cluster.server().epoch == 3, "the hand-over is a turn"
@@ -320,18 +260,12 @@ def test_each_turn_of_the_runner_raises_the_epoch() -> None:
 
 def test_a_debt_keeps_its_room_and_is_collected_only_when_nothing_runs_there() -> None:
     cluster = Cluster(names=("h1", "h2"))
-
-    def die(what: str) -> None:
-        if what == "h1.copy_disks":
-            cluster.power_cut(cluster.hosts["h2"], stay_down=True)
-
-    cluster.crash_at = die
+    cut_at(cluster, "h1.copy_disks", away=FOR_GOOD, host="h2")
     cluster.start()
-    cluster.deliver()
-    cluster.crash_at = lambda what: None
+    cluster.drain()
     while cluster.migration().open:
         cluster.tick(later=70)
-        cluster.deliver()
+        cluster.drain()
     (owed,) = [row for row in cluster.rows(claims) if row.host == "h2"]
     assert (owed.vcpus, owed.ram_mb, owed.disk_gb) == (0, 0, 1), "the files may still be there"
     cluster.boot(cluster.hosts["h2"])
@@ -350,18 +284,18 @@ def test_a_debt_keeps_its_room_and_is_collected_only_when_nothing_runs_there() -
 @pytest.mark.parametrize("after", range(24))
 def test_a_cancel_before_the_hand_over_leaves_the_guest_where_it_was(after: int) -> None:
     cluster = Cluster()
-    migration = cluster.start()
+    cluster.start()
     for _ in range(after):
         if cluster.queue:
             cluster.step()
     if "hand_over" in cluster.marks():
         with pytest.raises(Invalid, match=r"handed over|Revert it"):
-            cluster.cancel(migration)
+            cluster.cancel()
         cluster.run()
         assert cluster.migration().window_open, cluster.story()
         return
-    cluster.cancel(migration)
-    cluster.cancel(migration)
+    cluster.cancel()
+    cluster.cancel()
     cluster.run()
     assert cluster.migration().outcome == "cancelled", cluster.story()
     cluster.settled("h1")
@@ -370,7 +304,7 @@ def test_a_cancel_before_the_hand_over_leaves_the_guest_where_it_was(after: int)
 def test_a_revert_that_is_cancelled_before_it_turned_leaves_the_guest_at_the_target() -> None:
     for after in range(1, 6):
         cluster = Cluster()
-        migration = cluster.start()
+        cluster.start()
         cluster.run()
         cluster.verdict(Verdict.REVERT)
         for _ in range(after):
@@ -378,10 +312,10 @@ def test_a_revert_that_is_cancelled_before_it_turned_leaves_the_guest_at_the_tar
         assert cluster.marks()["check_source"]
         if "take_back" in cluster.marks():
             break
-        cluster.cancel(migration)
+        cluster.cancel()
         cluster.run()
         assert cluster.migration().window_open and cluster.migration().verdict is None, cluster.story()
-        assert cluster.hosts["h2"].running == "running", cluster.story()
+        assert cluster.hosts["h2"].running, cluster.story()
         cluster.verdict(Verdict.CONFIRM)
         cluster.run()
         cluster.settled("h2")
@@ -390,13 +324,13 @@ def test_a_revert_that_is_cancelled_before_it_turned_leaves_the_guest_at_the_tar
 
 def test_what_only_goes_forward_cannot_be_cancelled_and_says_so() -> None:
     cluster = Cluster()
-    migration = cluster.start()
+    cluster.start()
     cluster.run()
     with pytest.raises(Invalid, match="Revert it to go back"):
-        cluster.cancel(migration)
+        cluster.cancel()
     cluster.verdict(Verdict.CONFIRM)
     with pytest.raises(Invalid, match="closed by a confirm"):
-        cluster.cancel(migration)
+        cluster.cancel()
     cluster.run()
     with pytest.raises(Invalid, match="has ended"):
-        cluster.cancel(migration)
+        cluster.cancel()

@@ -506,6 +506,24 @@ def test_an_image_that_names_a_file_of_the_host_is_refused(
         pair.target.disks.prepare(replace(pair.order("prepare", image=image), protocol="build"), patience())
 
 
+def test_a_disk_whose_header_names_a_file_of_the_target_is_refused(pair: Pair) -> None:
+    """A source that is not ours any more could write such a header; QEMU would follow it."""
+    guest = replace(GUEST, disks=(Disk(0, DiskRole.EPHEMERAL, "qcow2", 4),))
+    live = pair.source.names.live(UUID)
+    live.mkdir()
+    make_qcow2(live / "disk-0", "4M", "-o", f"data_file={pair.directory}/secret,data_file_raw=on")
+    (live / "config.iso").write_bytes(b"x")
+    write_manifest(live, {"server": UUID, "attempt": "1-1"})
+    work = {"guest": guest, "old": guest}
+    pair.target.disks.prepare(pair.order("prepare", **work), patience())
+    opened = pair.source.channels.open(pair.order("open_channel", **work), patience())
+    pair.source.names.seal(UUID, ATTEMPT)
+    pushed = pair.source.disks.push(pair.order("copy_disks", {"open_channel": opened}, **work), patience())
+    for said in (pushed, {**pushed, "disks": {}}):
+        with pytest.raises(StepError, match="disk-0 keeps its data in another file"):
+            pair.target.disks.verify(pair.order("verify_disks", {"copy_disks": said}, **work), patience())
+
+
 def make_qcow2(path: Path, size: str, *options: str) -> Path:
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *options, path, size], check=True)
     if not options:

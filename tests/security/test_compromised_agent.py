@@ -107,7 +107,7 @@ async def test_another_host_is_not_what_an_intruder_says_it_is(scene: Scene, int
     await intruder.say("heartbeats", Changed(1, scene.victim, 1))
     await intruder.say("progress", Progress("h1", scene.victim, 1, "1-1", "prepare", 1, 1, 1.0, None))
     # Of itself it is believed: that it is there, and has room. But the victim is not there.
-    await intruder.say("heartbeats", heartbeat("h3", lie, GuestReport(scene.own, "stopped", 2**60, 2**60)))
+    await intruder.say("heartbeats", heartbeat("h3", lie, GuestReport(scene.own, "stopped", *[1_900_000_000] * 2)))
     await until("the true part", lambda: _host(scene, "h3")["address"] == "192.0.2.66")
     assert scene.server() == before
     assert _host(scene, "h1") == h1 and not scene.rows("SELECT name FROM hosts WHERE name = 'h4'")

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx2
 
+from tests.databases import fresh
 from whimbrel.api.app import Services, build_app
 from whimbrel.bus.codec import registry
 from whimbrel.bus.local import LocalBroker, LocalBus
@@ -21,9 +22,7 @@ from whimbrel.identity.tokens import Tokens
 from whimbrel.migration.messages import MESSAGES
 from whimbrel.ops.settings import Api, Settings
 from whimbrel.store import identity
-from whimbrel.store.engine import Store
 from whimbrel.store.outbox import Relay
-from whimbrel.store.tables import metadata
 
 URL = "http://cloud.test:8774"
 PASSWORD = "correct horse"
@@ -72,10 +71,9 @@ def hashed_password() -> str:
 
 
 @asynccontextmanager
-async def open_cloud(folder: Path) -> AsyncIterator[Cloud]:
-    """Make the cloud in a folder, and take it down."""
-    store = Store(f"sqlite:///{folder}/cloud.sqlite")
-    store.write_now(metadata.create_all)
+async def open_cloud(folder: Path, engine: str = "sqlite") -> AsyncIterator[Cloud]:
+    """Make the cloud in a folder, on this database engine, and take it down."""
+    store = fresh(engine, folder)
     hashed = hashed_password()
 
     def people(tx: Any) -> None:

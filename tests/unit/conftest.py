@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.databases import ENGINES
 from tests.unit.cloud import Cloud, open_cloud
 
 
-@pytest.fixture
-async def cloud(tmp_path: Path) -> AsyncIterator[Cloud]:
-    """Give a fresh cloud to one test."""
-    async with open_cloud(tmp_path) as cloud:
+@pytest.fixture(params=ENGINES)
+async def cloud(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Cloud]:
+    """Give a fresh cloud to one test, once on each database engine."""
+    async with open_cloud(tmp_path, request.param) as cloud:
         yield cloud

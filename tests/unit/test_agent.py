@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -26,6 +27,8 @@ from whimbrel.migration.messages import (
     Console,
     GuestReport,
     Heartbeat,
+    Inspect,
+    Inspection,
     Order,
     ReadConsole,
     StepReport,
@@ -211,7 +214,7 @@ async def test_a_heartbeat_tells_room_protocols_and_guests_and_comes_at_once_aft
 ) -> None:
     async with conductor.agent("h1"):
         await conductor.build("h1")
-        assert await conductor.seen("h1", "running") == GuestReport(SERVER, "running", 1, 3)
+        assert await conductor.seen("h1", "running") == GuestReport(SERVER, "running", 1, 3, granted=1)
         beat = conductor.heartbeats[-1]
         assert beat.protocols == {name: table.version for name, table in PROTOCOLS.items()}
         assert beat.vcpus > 0 and beat.ram_mb > 0 and beat.disk_gb > 0 and "load average" in beat.uptime
@@ -269,8 +272,40 @@ async def test_an_order_for_another_host_is_not_obeyed_and_a_console_that_is_not
 ) -> None:
     async with conductor.agent("h1"):
         assert await conductor.bus.call("agent.h1", ReadConsole(SERVER, None), timeout=5) == Console("")
-        assert await conductor.bus.call("agent.h1", ReadConsole("../h1-state", None), timeout=5) == Console("")
+        with pytest.raises(ValueError, match=r"'\.\./h1-state' is no name"):
+            ReadConsole("../h1-state", None)
         with pytest.raises(BusError, match="is for host h2, this is h1"):
             await conductor.bus.call("agent.h1", order("prepare", 1, host="h2"), timeout=5)
         with pytest.raises(BusError, match="does not take Console"):
             await conductor.bus.call("agent.h1", Console(""), timeout=5)
+
+
+async def test_an_inspection_tells_what_is_on_the_host_and_a_heartbeat_follows(conductor: Conductor) -> None:
+    async with conductor.agent("h1"):
+        await conductor.build("h1")
+        root, stranger = conductor.base / "h1", "99999999-2222-4333-8444-555555555555"
+        (root / f"{SERVER}.incoming-9-1").mkdir()
+        (root / f"{stranger}.sealed-8-2").mkdir()
+        (root / f"{stranger}.sealed-8-2" / "disk-0").write_bytes(b"x" * 5000)
+        (root / ".trash-x").mkdir()
+        (root / "notes.txt").touch()
+        (root / os.fsdecode(b"zz\xff")).touch()
+        (root / f"{stranger}.sealed-x").touch()
+        beats = len(conductor.heartbeats)
+        found = await conductor.bus.call("agent.h1", Inspect(), timeout=5)
+        await conductor.seen("h1", "running", since=beats)
+        assert isinstance(found, Inspection) and (found.host, found.fault) == ("h1", "")
+        ours, other = found.servers
+        assert (ours.server, ours.power, ours.granted, ours.grant_epoch) == (SERVER, PowerState.RUNNING, True, 1)
+        assert [(one.state, one.attempt) for one in ours.directories] == [("live", "1-1"), ("incoming", "9-1")]
+        assert (other.server, other.power, other.number, other.granted) == (stranger, None, 0, False)
+        assert [(one.state, one.attempt) for one in other.directories] == [("sealed", "8-2")]
+        assert other.directories[0].bytes >= 5000
+        assert found.leftovers == (".trash-x",) and found.children == ()
+        assert found.strange == (f"{stranger}.sealed-x", "notes.txt", "zz?")
+    (conductor.base / "h1-run" / "boot").unlink()
+    async with conductor.agent("h1"):
+        found = await conductor.bus.call("agent.h1", Inspect(), timeout=5)
+        assert isinstance(found, Inspection)
+        assert (found.servers[0].power, found.servers[0].granted) == (PowerState.STOPPED, False)
+        assert found.leftovers == ()  # collected at the start

@@ -110,6 +110,10 @@ REACHES = {
     "a kernel of the host": ("<os>", "<os><kernel>/boot/vmlinuz</kernel>"),
     "no confinement": ("<devices>", '<seclabel type="none"/><devices>'),
     "entropy that is none": ("/dev/urandom", "/dev/mem"),
+    "a chain that its own header would name": ("<backingStore />", ""),
+    "another layer": (f"/servers/{UUID}/base-0", f"/servers/{UUID}/disk-1"),
+    "another format": ('type="qcow2" discard', 'type="raw" discard'),
+    "a disk that the order does not have": (f"/servers/{UUID}/disk-1", f"/servers/{UUID}/disk-7"),
 }
 
 

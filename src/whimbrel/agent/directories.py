@@ -19,7 +19,8 @@ import re
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,12 @@ MANIFEST = "manifest.json"
 DEFINITION = "domain.xml"
 TRASH = ".trash-"
 
+OURS = frozenset({"_base", "fake-guests.json", ".fake-guests.json.new"})
+"""Names in the instances directory that belong to no server."""
+
 _SERVER = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _ATTEMPT = re.compile(r"[0-9]{1,18}-[0-9]{1,9}")
+_NAMED = re.compile(rf"(?P<server>{_SERVER.pattern})(\.(?P<state>incoming|sealed)-(?P<attempt>{_ATTEMPT.pattern}))?")
 
 
 def sync_directory(path: Path) -> None:
@@ -63,7 +68,7 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
     """Return what a directory says that it is, None when it is not there or was never finished."""
     try:
         loaded = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
     return loaded if isinstance(loaded, dict) else None
 
@@ -72,6 +77,15 @@ def free_bytes(directory: Path) -> int:
     """Return how many bytes a file in this directory could still take."""
     room = os.statvfs(directory)
     return room.f_bavail * room.f_frsize
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What stands in the instances directory: servers' directories as (server, state, attempt, path), and the rest."""
+
+    servers: tuple[tuple[str, str, str | None, Path], ...]
+    leftovers: tuple[str, ...]
+    strange: tuple[str, ...]
 
 
 class HostDirectories:
@@ -147,6 +161,15 @@ class HostDirectories:
                 raise StepError(f"{sealed} is missing, so there is nothing to go back to on this host.")
             sync_directory(self.root)
 
+    def bring_back(self, server: str) -> None:
+        """Rename the only sealed copy to live when there is no live one: an unseal was given up after errors."""
+        live = self.live(server)
+        with in_words("bring back", live):
+            sealed = [path for path in self.root.glob(f"{server}.sealed-*") if _is_directory(path)]
+            if len(sealed) == 1 and not _exists(live):
+                sealed[0].rename(live)
+            sync_directory(self.root)
+
     def is_sealed(self, server: str, attempt: str) -> bool:
         """Return whether the copy that this attempt sealed is there."""
         sealed = self.sealed(server, attempt)
@@ -171,10 +194,8 @@ class HostDirectories:
 
     def discard(self, server: str, attempt: str) -> int:
         """Remove what this attempt made here, incoming or live; return the bytes freed."""
-        freed = self._remove(self.incoming(server, attempt))
-        if self.is_live(server, attempt):
-            freed += self._remove(self.live(server))
-        return freed
+        live, freed = self.live(server), self._remove(self.incoming(server, attempt))
+        return freed + (self._remove(live) if self.is_live(server, attempt) else self._empty_trash(live))
 
     def remove_sealed(self, server: str, attempt: str) -> int:
         """Remove the copy that this attempt sealed; return the bytes freed."""
@@ -185,12 +206,29 @@ class HostDirectories:
         live = self.live(server)
         with in_words("list", self.root):
             theirs = [path for path in self.root.glob(f"{server}.*") if _is_directory(path)]
-        return sum(self._remove(path) for path in [live, *theirs])
+            freed = sum(_unlink_tree(path) for path in self.root.glob(f"{TRASH}{server}*"))
+        return freed + sum(self._remove(path) for path in [live, *theirs])
 
     def collect_trash(self) -> int:
         """Remove what a crash left half removed; return the bytes freed. For the agent's start."""
         with in_words("list", self.root):
             return sum(_unlink_tree(path) for path in self.root.glob(f"{TRASH}*"))
+
+    def survey(self) -> Survey:
+        """Return everything that stands here by what its name says; what a name does not say is not guessed."""
+        servers, leftovers, strange = [], [], []
+        with in_words("list", self.root):
+            for path in sorted(self.root.iterdir()):
+                named = _NAMED.fullmatch(path.name)
+                if named is not None and _is_directory(path):
+                    state = named["state"] or "live"
+                    attempt = named["attempt"] if named["state"] else _label(self._maker(path))
+                    servers.append((named["server"], state, attempt, path))
+                elif path.name.startswith(TRASH):
+                    leftovers.append(path.name)
+                elif path.name not in OURS:
+                    strange.append(path.name)
+        return Survey(tuple(servers), tuple(leftovers), tuple(strange))
 
     def _of_attempt(self, server: str, state: str, attempt: str) -> Path:
         label = _checked(_ATTEMPT, attempt, "attempt")
@@ -203,13 +241,25 @@ class HostDirectories:
     def _remove(self, directory: Path) -> int:
         """Rename to trash, then unlink: a crash in between leaves nothing that looks like a server."""
         with in_words("remove", directory):
-            trash = self.root / f"{TRASH}{directory.name}"
-            freed = _unlink_tree(trash)
+            freed = self._empty_trash(directory)
             if _is_directory(directory):
-                directory.rename(trash)
+                directory.rename(self._trash(directory))
                 sync_directory(self.root)
-                freed += _unlink_tree(trash)
+                freed += self._empty_trash(directory)
             return freed
+
+    def _empty_trash(self, directory: Path) -> int:
+        """Unlink what an earlier try has renamed and did not get to the end of."""
+        with in_words("remove", directory):
+            return _unlink_tree(self._trash(directory))
+
+    def _trash(self, directory: Path) -> Path:
+        return self.root / f"{TRASH}{directory.name}"
+
+
+def _label(said: object) -> str | None:
+    """Return what a manifest says that its attempt is, None when that is no attempt's name."""
+    return said if isinstance(said, str) and _ATTEMPT.fullmatch(said) else None
 
 
 def _checked(pattern: re.Pattern[str], text: str, what: str) -> str:
@@ -231,16 +281,25 @@ def _is_directory(path: Path) -> bool:
         return False
 
 
+def held_bytes(path: Path) -> int:
+    """Return the bytes that removing a tree would free: those of files that nothing else holds.
+
+    A file that goes while we look counts for nothing.
+    """
+    held = 0
+    for directory, _, names in os.walk(path):
+        for name in names:
+            with suppress(FileNotFoundError):
+                entry = (Path(directory) / name).lstat()
+                held += entry.st_blocks * 512 if entry.st_nlink == 1 else 0
+    return held
+
+
 def _unlink_tree(path: Path) -> int:
     """Unlink a tree without following links; return the bytes that nothing else holds."""
     if not _is_directory(path):
         return 0
-    freed = 0
-    for directory, _, names in os.walk(path):
-        for name in names:
-            entry = (Path(directory) / name).lstat()
-            if entry.st_nlink == 1:
-                freed += entry.st_blocks * 512
+    freed = held_bytes(path)
     shutil.rmtree(path)
     return freed
 

@@ -317,7 +317,7 @@ def _report(host: str, order: Order, outcome: Outcome, elapsed: float) -> StepRe
         number=order.number,
         answer=answer,
         facts=facts,
-        reason=reason[:REASON_LENGTH],
+        reason=reason[:REASON_LENGTH].replace("\0", ""),
         elapsed=round(elapsed, 3),
     )
 

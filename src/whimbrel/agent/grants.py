@@ -46,6 +46,11 @@ class LedgerGrants:
         seen = self._ledger.server(server)
         return seen is not None and seen.released_epoch is not None and seen.released_epoch >= epoch
 
+    def granted_since(self, server: str, epoch: int) -> bool:
+        """Return whether this host was ever allowed to run the server at this epoch or a later one."""
+        seen = self._ledger.server(server)
+        return seen is not None and seen.grant_epoch is not None and seen.grant_epoch >= epoch
+
     def seal(self, server: str, attempt: str) -> None:
         """Promise not to run the server again without a newer grant."""
         with self._ledger.transaction() as sql:

@@ -125,21 +125,27 @@ class Heart:
         )
 
     def _guests(self) -> tuple[GuestReport, ...]:
-        """Return one line for each server that lives here; once the hypervisor is silent it is not asked again."""
+        """Return one line for each server that lives or may run here; a hypervisor that is silent is asked only once.
+
+        What is seen while a step is at work is not how the guest will be left, and a late heartbeat must not tell it.
+        """
         lines: list[GuestReport] = []
         silent = False
         for seen in self._ledger.servers():
-            if not self._world.directories.is_live(seen.server):
+            may_run = seen.grant_epoch is not None and seen.sealed is None
+            if not may_run and not self._world.directories.is_live(seen.server):
                 continue
             state: PowerState | None = PowerState.UNKNOWN
-            if not silent:
+            if not silent and not seen.at_work:
                 try:
                     state = self._world.guests.state(seen.server)
                 except CannotTell:
                     silent = True
             # Alive here, and yet sealed: it was told to stand aside.
             interrupted = seen.grant_boot not in (None, self._ledger.boot) or seen.sealed is not None
-            lines.append(GuestReport(seen.server, state or PowerState.STOPPED, seen.epoch, seen.number, interrupted))
+            granted = seen.grant_epoch or 0 if seen.sealed is None else 0
+            shown = state or PowerState.STOPPED
+            lines.append(GuestReport(seen.server, shown, seen.epoch, seen.number, interrupted, granted))
         return tuple(lines)
 
     def _version(self) -> int:

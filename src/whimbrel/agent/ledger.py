@@ -109,9 +109,14 @@ class ServerRecord:
     grant_epoch: int | None = None
     grant_boot: str | None = None
     released_epoch: int | None = None
+    at_work: bool = False
+    """Its newest order has not ended."""
 
 
-_SERVER_COLUMNS = "server, epoch, number, sealed, grant_epoch, grant_boot, released_epoch"
+_SERVER_COLUMNS = (
+    "server, epoch, number, sealed, grant_epoch, grant_boot, released_epoch, EXISTS (SELECT 1 FROM orders "
+    "WHERE orders.server = servers.server AND orders.number = servers.number AND ended_at IS NULL)"
+)
 
 
 class Ledger:
@@ -276,7 +281,7 @@ class Ledger:
         row = sql.execute(
             "SELECT body, report FROM orders WHERE server = ? AND number = ?", (order.server, order.number)
         ).fetchone()
-        if row is not None and _is_same(msgspec.json.decode(row[0], type=Order), order):
+        if row is not None and is_same(msgspec.json.decode(row[0], type=Order), order):
             report = None if row[1] is None else msgspec.json.decode(row[1], type=StepReport)
             return Heard(Standing.SAME, report, seen.epoch, seen.number)
         newer = order.number > seen.number and order.epoch >= seen.epoch
@@ -345,10 +350,10 @@ def read_server(sql: sqlite3.Connection, server: str) -> ServerRecord | None:
     return None if row is None else ServerRecord(*row)
 
 
-def _is_same(one: Order, other: Order) -> bool:
+def is_same(one: Order, other: Order) -> bool:
     """A number that two different orders bear (after a restored backup, say) answers for neither."""
     return _identity(one) == _identity(other)
 
 
 def _identity(order: Order) -> tuple[object, ...]:
-    return (order.migration, order.segment, order.attempt, order.step, order.verb, order.epoch)
+    return (order.request_id, order.migration, order.segment, order.attempt, order.step, order.verb, order.epoch)

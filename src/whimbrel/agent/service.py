@@ -7,6 +7,7 @@ without an end is looked at, and only then new ones are taken. At a stop the gue
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import structlog
@@ -20,12 +21,13 @@ from whimbrel.agent.disks.frames import CACHE
 from whimbrel.agent.executor import Executor
 from whimbrel.agent.grants import LedgerGrants
 from whimbrel.agent.heartbeat import Heart
+from whimbrel.agent.inspection import inspect
 from whimbrel.agent.ledger import Ledger, boot_marker
 from whimbrel.agent.outbox import Relay
 from whimbrel.bus import queues
 from whimbrel.bus.port import Bus
 from whimbrel.domain.errors import BusError, SettingsError, Unavailable
-from whimbrel.migration.messages import Ask, Console, Lease, Order, ReadConsole, Welcome
+from whimbrel.migration.messages import Ask, Console, Inspect, Inspection, Lease, Order, ReadConsole, Welcome
 from whimbrel.migration.ports import World
 from whimbrel.ops.settings import Agent, Settings
 
@@ -88,12 +90,18 @@ async def _serve(agent: Agent, bus: Bus, ledger: Ledger) -> None:
     parts = world(agent, ledger)
     executor = Executor(agent.host, ledger, parts, relay, agent.stall_timeout)
     admission = Admission(agent, ledger)
+    heart = Heart(agent, ledger, parts, bus, admission)
+
+    async def look() -> Inspection:
+        """Tell what is here, and let a heartbeat say the same, so that the conductor's books are no older."""
+        heart.beat_soon()
+        return await asyncio.to_thread(inspect, agent, ledger, parts)
+
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(relay.run())
-            heart = Heart(agent, ledger, parts, bus, admission)
             await executor.recover()
-            await bus.consume(queues.agent(agent.host), Inbox(agent, executor, admission, heart).take)
+            await bus.consume(queues.agent(agent.host), Inbox(agent, executor, admission, heart, look).take)
             group.create_task(heart.run())
             log.info("agent started", boot=ledger.boot, ledger=ledger.id, hypervisor=agent.hypervisor)
     finally:
@@ -104,14 +112,22 @@ async def _serve(agent: Agent, bus: Bus, ledger: Ledger) -> None:
 class Inbox:
     """What the agent's queue brings, and what becomes of it."""
 
-    def __init__(self, agent: Agent, executor: Executor, admission: Admission, heart: Heart) -> None:
+    def __init__(
+        self,
+        agent: Agent,
+        executor: Executor,
+        admission: Admission,
+        heart: Heart,
+        look: Callable[[], Awaitable[Inspection]],
+    ) -> None:
         self._agent = agent
         self._executor = executor
         self._admission = admission
         self._heart = heart
+        self._look = look
 
-    async def take(self, message: object) -> Console | None:
-        """Take one message; once this returns, it may be acknowledged. Only a console request has an answer."""
+    async def take(self, message: object) -> Console | Inspection | None:
+        """Take one message; once this returns, it may be acknowledged. Only questions have an answer."""
         if self._executor.closing:
             await asyncio.sleep(HOLD)  # kept without an acknowledgement, it comes to the next agent
             raise Unavailable("The agent is stopping.")
@@ -135,6 +151,8 @@ class Inbox:
             case ReadConsole():
                 where = self._agent.instances_dir
                 return Console(await asyncio.to_thread(console.read, where, message.server, message.lines))
+            case Inspect():
+                return await self._look()
         raise BusError(f"An agent does not take {type(message).__name__}.")
 
     def _take_leave(self, message: Welcome | Lease) -> None:

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute
 
 from whimbrel.api import dispatch
+from whimbrel.api.patience import PatientProtocol
 from whimbrel.api.progress import ProgressHub
 from whimbrel.api.routes import ROUTES
 from whimbrel.bus.port import Bus
@@ -114,6 +115,8 @@ async def serve(services: Services, more: Sequence[BaseRoute] = ()) -> None:
     await services.hub.listen(services.bus)
     config = uvicorn.Config(
         build_app(services, more),
+        http=PatientProtocol,
+        ws="none",
         ssl_context_factory=None if tls is None else lambda _config, _default: tls,
         log_config=None,
         access_log=False,

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Version = tuple[int, int]
 
+SERVICES = ("compute", "identity", "image", "network", "placement", "whimbrel")
+
 
 @dataclass(frozen=True)
 class Call:
@@ -90,3 +92,8 @@ class Route:
     public: bool = False
     raw: bool = False
     subject: Callable[[Call], Awaitable[object]] | None = None
+
+    @property
+    def url_path(self) -> str:
+        """Return the whole path: the service's prefix, if it has one, and the row's."""
+        return f"/{self.service}{self.path}" if self.service in SERVICES else self.path

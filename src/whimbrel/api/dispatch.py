@@ -7,6 +7,7 @@ kind of error body, and every answer carries the request's id.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,7 +17,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route as WebRoute
 
 from whimbrel.api import faults, microversion, validation
-from whimbrel.api.call import Call, Reply, Route, Version
+from whimbrel.api.call import SERVICES, Call, Reply, Route, Version
 from whimbrel.domain.errors import Invalid, NotFound, Unauthorized, WhimbrelError
 from whimbrel.identity import policy
 from whimbrel.identity.caller import Caller
@@ -25,20 +26,16 @@ from whimbrel.ops import clock, ids
 if TYPE_CHECKING:
     from whimbrel.api.app import Services
 
-SERVICES = ("compute", "identity", "image", "network", "placement", "whimbrel")
 _log = structlog.get_logger(__name__)
 _encode = msgspec.json.Encoder().encode
 
 
 def web_routes(table: Iterable[Route], services: Services) -> list[WebRoute]:
     """Return one Starlette route for each path of the table; within it the rows are told apart here."""
-    paths: dict[tuple[str, str], list[Route]] = {}
+    paths: dict[str, list[Route]] = {}
     for row in table:
-        paths.setdefault((row.service, row.path), []).append(row)
-    return [
-        WebRoute(_prefix(service) + path, Endpoint(service, tuple(rows), services))
-        for (service, path), rows in paths.items()
-    ]
+        paths.setdefault(row.url_path, []).append(row)
+    return [WebRoute(path, Endpoint(rows[0].service, tuple(rows), services)) for path, rows in paths.items()]
 
 
 def service_of(path: str) -> str:
@@ -94,6 +91,7 @@ async def _handle(
 ) -> Reply:
     version, request_id = about
     rows = _for_method(rows, request, version)
+    query = _query(request)
     caller = None if rows[0].public else _caller(request, services)
     body = None if rows[0].raw else await validation.read_json(request.stream())
     row = _for_action(rows, body)
@@ -101,7 +99,7 @@ async def _handle(
         method=request.method,
         path=request.scope["path"],
         params=request.path_params,
-        query={name: request.query_params.getlist(name) for name in request.query_params},
+        query=query,
         headers=request.headers,
         body=body,
         stream=request.stream() if row.raw else _nothing(),
@@ -123,6 +121,14 @@ async def _enforce(row: Route, rule: str, call: Call) -> None:
         if row.subject is not None:
             await row.subject(call)
         policy.enforce(rule, call.who, target)
+
+
+def _query(request: Request) -> dict[str, list[str]]:
+    """Return all values of each query parameter; Invalid when the address holds a NUL, which no database keeps."""
+    query = {name: request.query_params.getlist(name) for name in request.query_params}
+    if any("\0" in text for text in [request.scope["path"], *query, *chain(*query.values())]):
+        raise Invalid("The address holds a NUL character, which no name here may have.")
+    return query
 
 
 def _for_method(rows: Sequence[Route], request: Request, version: Version) -> Sequence[Route]:
@@ -170,10 +176,6 @@ def _response(service: str, reply: Reply, version: Version, request_id: str) -> 
         return Response(None, reply.status, headers)
     content = _encode(reply.body) if reply.media_type == "application/json" else str(reply.body).encode()
     return Response(content, reply.status, headers, reply.media_type)
-
-
-def _prefix(service: str) -> str:
-    return f"/{service}" if service in SERVICES else ""
 
 
 async def _nothing() -> AsyncIterator[bytes]:

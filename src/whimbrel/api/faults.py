@@ -30,6 +30,12 @@ class NotAcceptable(RequestError):
     status = 406
 
 
+class RequestTimeout(RequestError):
+    """The body did not come in time."""
+
+    status = 408
+
+
 class Gone(RequestError):
     """The API was removed from OpenStack; clients know what that means."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from whimbrel.api.call import Call
 from whimbrel.domain.errors import Invalid
@@ -19,12 +19,33 @@ FALSE = frozenset({"0", "f", "false", "off", "n", "no"})
 
 def limit(call: Call) -> int:
     """Return how many items a page may have: what was asked for, 1000 at most; 0 makes an empty one."""
+    given = _limit(call)
+    return MAX_LIMIT if given is None else min(given, MAX_LIMIT)
+
+
+def _limit(call: Call) -> int | None:
     given = call.first("limit")
     if given is None:
-        return MAX_LIMIT
+        return None
     if not (given.isascii() and given.isdecimal()) or len(given) > 18:
-        raise Invalid(f"Invalid input for query parameters limit. Value: {given}. It must be an integer, 0 or more.")
-    return min(int(given), MAX_LIMIT)
+        raise Invalid(
+            f"Invalid input for query parameters limit. Value: {given[:80]}. It must be an integer, 0 or more."
+        )
+    return int(given)
+
+
+def asked_page(call: Call, items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what is behind `marker`, as many as `limit` says: a client that pages ends at an empty page.
+
+    Without either it is the whole list, because nothing in these services' answers links to a next page.
+    """
+    marker, limit = call.first("marker"), _limit(call)
+    if marker is not None:
+        places = [number for number, item in enumerate(items) if item.get("id") == marker]
+        if not places:
+            raise Invalid(f"Marker {marker[:80]} could not be found.")
+        items = items[places[0] + 1 :]
+    return list(items[:limit])
 
 
 def cut(items: Sequence[T], limit: int) -> tuple[list[T], bool]:

@@ -6,14 +6,18 @@ import base64
 from collections.abc import AsyncIterator
 from typing import Any
 
+import anyio
 import msgspec
 from jsonschema import Draft202012Validator, FormatChecker
 from jsonschema.exceptions import ValidationError, best_match
 
 from whimbrel.api.call import Schema, Version
+from whimbrel.api.faults import RequestTimeout
 from whimbrel.domain.errors import Invalid, TooLarge
+from whimbrel.migration.bounds import holds_nul
 
 MAX_BODY_BYTES = 1024 * 1024
+BODY_SECONDS = 30.0
 
 _validators: dict[int, Draft202012Validator] = {}
 _formats = FormatChecker()
@@ -21,25 +25,35 @@ _formats = FormatChecker()
 
 @_formats.checks("base64", raises=ValueError)
 def _is_base64(value: object) -> bool:
-    """Accept base64 with the line breaks that tools put into it."""
+    """Accept base64 with the line breaks that tools put into it, and no space that is not ASCII's own."""
     if isinstance(value, str):
-        base64.b64decode("".join(value.split()), validate=True)
+        base64.b64decode(b"".join(value.encode("ascii").split()), validate=True)
     return True
 
 
 async def read_json(stream: AsyncIterator[bytes]) -> Any:
-    """Return the decoded body, None when there is none; TooLarge above 1 MiB, Invalid when it is not JSON."""
+    """Return the decoded body, None when there is none; TooLarge above 1 MiB, Invalid when it is not JSON.
+
+    RequestTimeout when it is not whole in time.
+    """
     data = bytearray()
-    async for chunk in stream:
-        data += chunk
-        if len(data) > MAX_BODY_BYTES:
-            raise TooLarge(f"The body is larger than {MAX_BODY_BYTES} bytes; send less.")
+    try:
+        with anyio.fail_after(BODY_SECONDS):
+            async for chunk in stream:
+                data += chunk
+                if len(data) > MAX_BODY_BYTES:
+                    raise TooLarge(f"The body is larger than {MAX_BODY_BYTES} bytes; send less.")
+    except TimeoutError as error:
+        raise RequestTimeout(f"The body was not whole within {BODY_SECONDS:.0f} s; send it again.") from error
     if not data:
         return None
     try:
-        return msgspec.json.decode(bytes(data))
+        body = msgspec.json.decode(bytes(data))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Invalid(f"The body is not JSON: {error}.") from error
+    if b"\\u0000" in data and holds_nul(body):
+        raise Invalid("The body holds a NUL character, which no text here may have.")
+    return body
 
 
 def check(schemas: tuple[Schema, ...], version: Version, body: Any) -> None:

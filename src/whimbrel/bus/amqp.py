@@ -124,6 +124,12 @@ class AmqpBus:
             raise BusError(f"The agent of {self._trust.host} may not listen to {topic}.")
         await self._add(Consumer(handler, EVENTS_PREFETCH, topic=topic))
 
+    async def waiting(self, queue: str) -> int:
+        """Return how many messages wait in the queue; BusError if the broker does not say so in time."""
+        row = queues.find(queue)
+        async with bounded(f"The length of {queue} at {self.address}", self._timing.confirm):
+            return await (await self._current_link()).message_count(row)
+
     def healthy(self) -> bool:
         """Say whether there is a connection with every consumer in place."""
         return self._link is not None and not self._link.lost.is_set()

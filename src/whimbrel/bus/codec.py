@@ -15,6 +15,7 @@ import msgspec
 import structlog
 
 from whimbrel.domain.errors import BusError
+from whimbrel.migration.bounds import holds_nul
 
 MAX_BYTES = 4 * 1024 * 1024
 CONTEXT_KEYS = ("request_id", "migration")
@@ -61,13 +62,14 @@ class Codec:
                 raise DecodeError(f"Message type {envelope.type!r} is unknown here.")
             message = decoder.decode(envelope.body)
             # msgspec ignores a dataclass's unknown fields. Decoded and encoded again they would be gone.
-            unknown = _first_unknown(
-                msgspec.json.decode(envelope.body), msgspec.to_builtins(message, str_keys=True), "$"
-            )
+            given = msgspec.json.decode(envelope.body)
+            unknown = _first_unknown(given, msgspec.to_builtins(message, str_keys=True), "$")
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise DecodeError(f"Malformed message: {error}.") from error
         if unknown is not None:
             raise DecodeError(f"{envelope.type} has an unknown field {unknown}.")
+        if b"\\u0000" in data and holds_nul([given, envelope.context]):
+            raise DecodeError(f"{envelope.type} holds a NUL character, which no text here may have.")
         return message, envelope.context
 
 

@@ -24,7 +24,7 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 import aio_pika
 import structlog
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage, AbstractQueue
-from aio_pika.exceptions import CONNECTION_EXCEPTIONS, AMQPChannelError, DeliveryError
+from aio_pika.exceptions import CONNECTION_EXCEPTIONS, AMQPChannelError, ChannelNotFoundEntity, DeliveryError
 
 from whimbrel.bus import queues
 from whimbrel.bus.port import Handler
@@ -83,6 +83,7 @@ class Link:
         self._publisher: AbstractChannel
         self._emitter: AbstractChannel
         self._declared: set[str] = set()
+        self._declaring = asyncio.Lock()
         self._attached: dict[Consumer, tuple[AbstractQueue, str]] = {}
         self._answers = queues.answers(ids.new_hex())
         self._questions = count()
@@ -103,7 +104,7 @@ class Link:
                 await link._declare(queues.find(queues.DEAD_LETTERS))
                 await link._await_answers()
             else:
-                await link._emitter.get_exchange(queues.REPORTS_EXCHANGE, ensure=True)
+                await link._find_controllers()
         except BaseException:
             await link.close()
             raise
@@ -206,6 +207,13 @@ class Link:
             queue = await channel.declare_queue(name, passive=True)
             return queue.declaration_result.consumer_count or 0
 
+    async def message_count(self, row: queues.Queue) -> int:
+        """Return how many messages wait in the queue."""
+        await self._declare(row)
+        async with self._connection.channel(publisher_confirms=False) as channel:
+            queue = await channel.declare_queue(row.name, passive=True)
+            return queue.declaration_result.message_count or 0
+
     async def close(self) -> None:
         """Disconnect, within 2 s even if the broker does not answer."""
         self.fail("closed here")
@@ -227,11 +235,21 @@ class Link:
         host = self._trust.host
         if row.name in self._declared or (host is not None and row.name != queues.agent(host)):
             return
-        async with self._connection.channel(publisher_confirms=False) as channel:
-            queue = await channel.declare_queue(row.name, durable=True, arguments=dict(row.arguments))
-            if row.exchange != queues.DEFAULT_EXCHANGE:
-                await queue.bind(row.exchange, row.name)
-        self._declared.add(row.name)
+        async with self._declaring:  # a crowd of senders makes one channel, not one each
+            if row.name in self._declared:
+                return
+            async with self._connection.channel(publisher_confirms=False) as channel:
+                queue = await channel.declare_queue(row.name, durable=True, arguments=dict(row.arguments))
+                if row.exchange != queues.DEFAULT_EXCHANGE:
+                    await queue.bind(row.exchange, row.name)
+            self._declared.add(row.name)
+
+    async def _find_controllers(self) -> None:
+        """Raise BusError while no controller has ever made the exchange that agents write to."""
+        try:
+            await self._emitter.get_exchange(queues.REPORTS_EXCHANGE, ensure=True)
+        except ChannelNotFoundEntity as error:
+            raise BusError(f"The exchange {queues.REPORTS_EXCHANGE} is not there yet: start a controller") from error
 
     async def _await_answers(self) -> None:
         """Make the queue where this link's answers arrive; it goes with the connection."""

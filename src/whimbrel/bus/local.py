@@ -212,6 +212,11 @@ class LocalBus:
         self._subscriptions.append((topic, events))
         self._pumps.append(asyncio.create_task(self._pump(events.letters, handler, PREFETCH, None)))
 
+    async def waiting(self, queue: str) -> int:
+        """Return how many messages wait in the queue."""
+        row = self._sendable(queue)
+        return len(self._broker.dead_letters) if row.name == queues.DEAD_LETTERS else self._broker.queue(row).qsize()
+
     def healthy(self) -> bool:
         """Say whether the bus is started and every consumer runs."""
         return self._started.is_set() and not any(pump.done() for pump in self._pumps)
@@ -262,6 +267,8 @@ class LocalBus:
                         await asyncio.sleep(min(self._timing.retry_pause * 4**letter.deliveries, LONGEST_PAUSE))
                         letter.deliveries += 1
                         _put(letters, letter)
+                case Hopeless(reason) | Failed(reason):
+                    log.warning("an event was not handled", topic=letter.origin.place, reason=reason)
         except asyncio.CancelledError:
             letter.deliveries += 1
             _put(letters, letter)

@@ -61,6 +61,9 @@ class Bus(Protocol):
     async def subscribe(self, topic: str, handler: Handler) -> None:
         """Give each event of the topic to `handler` from now on; the oldest are dropped if it is too slow."""
 
+    async def waiting(self, queue: str) -> int:
+        """Return how many messages wait in the queue; BusError if the broker does not say so in time."""
+
     def healthy(self) -> bool:
         """Say whether the bus is connected and every consumer is in place."""
 

@@ -81,7 +81,7 @@ def read(file: Path) -> Beginning:
         wanted = msgspec.json.decode(file.read_bytes(), type=Beginning)
     except OSError as error:
         raise SettingsError(f"Cannot read {file}: {error.strerror}.") from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SettingsError(f"{file}: {error}.") from error
     for user in wanted.users:
         unknown = sorted(set(user.roles).difference(ROLES))

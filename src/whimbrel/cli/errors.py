@@ -23,6 +23,8 @@ class Exit(enum.IntEnum):
     """The API did not answer, or the time given with --timeout is over."""
     NEEDS_FENCE = 5
     """The migration waits for the proof that a silent host does not run the guest."""
+    DRIFT = 6
+    """The audit found what should not be."""
     INTERRUPTED = 130
     """Ctrl-C."""
 
@@ -35,7 +37,8 @@ Exit codes:
   2  the command line, or a settings or clouds file, is wrong
   3  the API refused
   4  the API cannot be reached, or --timeout is over
-  5  the migration needs the proof that a silent host does not run the guest"""
+  5  the migration needs the proof that a silent host does not run the guest
+  6  the audit found drift, or a host that it could not look at"""
 
 
 def exit_code(error: WhimbrelError) -> Exit:

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from whimbrel.domain.errors import SettingsError
+from whimbrel.ops import yamlfile
 
 PLACES = (".", "~/.config/openstack", "/etc/openstack")
 AUTH_KEYS = (
@@ -102,12 +101,12 @@ def _from_environment(environ: Mapping[str, str]) -> Login:
 def _from_cloud(origin: str, cloud: Mapping[str, Any], secure: Mapping[str, Any]) -> Login:
     merged = {**cloud, **secure}
     auth = {**(cloud.get("auth") or {}), **(secure.get("auth") or {})}
-    verify: bool | str = merged.get("verify", True) and (merged.get("cacert") or True)
+    verify: bool | str = (merged.get("verify", True) and str(merged.get("cacert") or "")) or merged.get("verify", True)
     return Login(
         origin=origin,
         auth={key: str(auth[key]) for key in AUTH_KEYS if auth.get(key) is not None},
-        region=merged.get("region_name"),
-        interface=merged.get("interface", "public"),
+        region=None if merged.get("region_name") is None else str(merged["region_name"]),
+        interface=str(merged.get("interface") or "public"),
         verify=verify,
     )
 
@@ -130,13 +129,25 @@ def _file(name: str, chosen: str | None) -> Path | None:
 
 
 def _clouds(path: Path) -> dict[str, dict[str, Any]]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"Cannot read {path}: {error.strerror}.") from error
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{path} is not valid YAML: {str(error).splitlines()[0]}.") from error
+    content = yamlfile.read(path)
     clouds = content.get("clouds") if isinstance(content, dict) else None
     if not isinstance(clouds, dict) or not all(isinstance(cloud, dict) for cloud in clouds.values()):
         raise SettingsError(f"{path} is not a clouds file: it needs a `clouds` table of named clouds.")
-    return clouds
+    named = {str(name): cloud for name, cloud in clouds.items()}
+    for name, cloud in named.items():
+        _check_types(f"cloud {name} of {path}", cloud)
+    return named
+
+
+def _check_types(origin: str, cloud: Mapping[str, Any]) -> None:
+    """Refuse a table where a text belongs, and the other way round; SettingsError names the key."""
+    auth = cloud.get("auth")
+    if auth is not None and not isinstance(auth, dict):
+        raise SettingsError(f"The `auth` of {origin} must be a table of keys, not {auth!r:.80}.")
+    texts = {key: cloud.get(key) for key in ("region_name", "interface", "cacert")}
+    texts |= {f"auth.{key}": (auth or {}).get(key) for key in AUTH_KEYS}
+    for key, value in texts.items():
+        if isinstance(value, dict | list):
+            raise SettingsError(f"The `{key}` of {origin} must be a text, not {value!r:.80}.")
+    if not isinstance(cloud.get("verify", True), bool):
+        raise SettingsError(f"The `verify` of {origin} is true or false, not {cloud['verify']!r:.80}.")

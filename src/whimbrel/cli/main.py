@@ -48,6 +48,7 @@ LOOKING = (
     Entry("show", "migrations", "List migrations."),
     Entry("servers", "servers", "List servers."),
     Entry("hosts", "hosts", "List hosts."),
+    Entry("audit", "audit", "Compare what is written down with what the hosts have."),
 )
 RUNNING = (
     Entry("roles", "controller", "Run api, scheduler and conductor in one process."),
@@ -89,6 +90,13 @@ class Commands(click.Group):
         for title, entries in SECTIONS.items():
             with formatter.section(title):
                 formatter.write_dl([(entry.name, entry.summary) for entry in entries])
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the command line; bytes that are no UTF-8 text are a usage error, because no name here holds them."""
+        for word in args:
+            if any("\ud800" <= character <= "\udfff" for character in word):
+                raise click.UsageError(f"{word!r} is not UTF-8 text.", ctx)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from whimbrel import roles
 from whimbrel.domain.errors import SettingsError
 from whimbrel.ops import settings
+
+if TYPE_CHECKING:
+    from whimbrel.store.engine import Store
 
 
 def _with_config(command: Any) -> Any:
@@ -59,6 +64,28 @@ def db() -> None:
 def upgrade(config: Path) -> None:
     """Bring the database to this release's schema, from whatever version it is at; it may be empty."""
     from whimbrel.store import schema
+
+    with _store(config) as store:
+        click.echo(f"The database is at schema {schema.upgrade(store)}.")
+
+
+@db.command()
+@_with_config
+def restored(config: Path) -> None:
+    """Say that the database was put back to an older state: run this after a restore, before any conductor.
+
+    Nothing is ordered for a server then until every host has been heard (or was forced down) and has told which
+    servers it runs.
+    """
+    from whimbrel.store import doubts
+
+    with _store(config) as store:
+        count = store.write_now(doubts.doubt_everything)
+    click.echo(f"{count} servers are left alone until every host has been heard; start the conductors now.")
+
+
+@contextlib.contextmanager
+def _store(config: Path) -> Iterator[Store]:
     from whimbrel.store.engine import Store
 
     conf = settings.load(config)
@@ -66,6 +93,6 @@ def upgrade(config: Path) -> None:
         raise SettingsError(f"{config} names no database; add a [database] table with its `url`.")
     store = Store(conf.database.url)
     try:
-        click.echo(f"The database is at schema {schema.upgrade(store)}.")
+        yield store
     finally:
         store.close()

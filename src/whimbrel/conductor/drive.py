@@ -24,7 +24,7 @@ from whimbrel.migration.journal import Entry
 from whimbrel.migration.messages import Changed, Order, SelectTargets
 from whimbrel.migration.ports import Case
 from whimbrel.migration.protocols import BooksStep, HostStep, Protocol
-from whimbrel.ops import clock, settings
+from whimbrel.ops import clock, metrics, settings
 from whimbrel.store import debts, fencing, journal, migrations, outbox, servers_core
 from whimbrel.store.books import StoreBooks
 
@@ -99,7 +99,7 @@ class Driver:
     """Applies decisions. Made once per process; every method takes the transaction it works in."""
 
     def __init__(self, conf: settings.Conductor, ticket_url: orders.TicketUrl) -> None:
-        self._conf = conf
+        self.conf = conf
         self._ticket_url = ticket_url
 
     def advance(self, tx: Connection, migration_id: int) -> Effects:
@@ -107,7 +107,7 @@ class Driver:
         effects = Effects()
         for _ in range(MAX_STEPS):
             migration = migrations.load(tx, migration_id)
-            if migration is None or not migration.open:
+            if migration is None or not migration.open or migration.held:
                 return effects
             if not self._one(tx, migration, effects):
                 row = migrations.load(tx, migration_id)
@@ -155,7 +155,7 @@ class Driver:
             case Pass(step, undo):
                 self._pass(hand, hand.entries[step.name], undo=undo)
             case Finished(done):
-                return endings.finish(hand.tx, hand.migration, hand.table, done=done, conf=self._conf)
+                return endings.finish(hand.tx, hand.migration, hand.table, done=done, conf=self.conf)
         hand.save()
         return True
 
@@ -209,7 +209,7 @@ class Driver:
         return False
 
     def _build(self, hand: Hand, step: HostStep, verb: Verb) -> Order:
-        grace = self._conf.shutdown_grace
+        grace = self.conf.shutdown_grace
         return orders.build(hand.tx, hand.migration, hand.table, step, verb, grace=grace, ticket_url=self._ticket_url)
 
     def _wait(self, hand: Hand, decision: Wait) -> bool:
@@ -269,7 +269,7 @@ class Driver:
             hand.effects.select.append((migration.id, self._question(hand)))
             return False
         left = [target["host"] for target in migration.targets if target["host"] not in migration.tried]
-        if not left or migration.attempt > self._conf.max_attempts:
+        if not left or migration.attempt > self.conf.max_attempts:
             return endings.no_host(hand.tx, migration)
         hand.save(target=left[0], tried=[*migration.tried, left[0]])
         hand.tell("target chosen", "claim", left[0])
@@ -286,7 +286,7 @@ class Driver:
             architecture=properties.get("hw_architecture") or properties.get("architecture") or "",
             exclude=tuple(migration.tried),
             source=migration.source,
-            same_host_allowed=migration.kind == Kind.RESIZE and self._conf.same_host_resize,
+            same_host_allowed=migration.kind == Kind.RESIZE and self.conf.same_host_resize,
             forced_host=migration.forced_host,
             protocol=hand.table.name,
             version=hand.table.version,
@@ -296,4 +296,5 @@ class Driver:
 def send(tx: Connection, order: Order, effects: Effects) -> None:
     """Put an order into the outbox and among the effects."""
     queue = f"agent.{order.host}"
+    metrics.orders_sent.labels(order.step, order.verb).inc()
     effects.outbox.append((outbox.put(tx, queue, order), queue, order))

@@ -11,7 +11,7 @@ from whimbrel.domain.migration import Kind, Mark, Outcome, Verdict
 from whimbrel.domain.server import PowerState
 from whimbrel.migration.journal import Entry
 from whimbrel.migration.protocols import Protocol
-from whimbrel.ops import clock, settings
+from whimbrel.ops import clock, metrics, settings
 from whimbrel.store import journal, migrations, servers_core
 
 _log = structlog.get_logger()
@@ -39,6 +39,9 @@ def finish(tx: Connection, migration: Row[Any], table: Protocol, *, done: bool, 
             return _reopen_window(tx, migration)
         case "power", _:
             failed = _reason(_entries(tx, migration)) if not done else None
+            if not done:
+                # The order may never have come, so what the host says of its guest counts again, whatever its number.
+                servers_core.set_values(tx, migration.server_id, host_number=0)
             return _close(tx, migration, Outcome.COMPLETED if done else Outcome.ERROR, failed)
         case _:
             # A move whose server is deleted in its undo window counts as confirmed, as in Nova.
@@ -75,7 +78,8 @@ def _next_attempt(tx: Connection, migration: Row[Any]) -> bool:
             fault = {"code": 500, "created": clock.now(), "message": CANCELLED}
             servers_core.set_values(tx, migration.server_id, fault=fault)
         return _close(tx, migration, Outcome.CANCELLED, CANCELLED)
-    reason = _reason(_entries(tx, migration))
+    entries = _entries(tx, migration)
+    reason = _reason(entries) or _late(entries)
     left = [row for row in migration.targets or [] if row["host"] not in migration.tried]
     if not left:
         return _fail(tx, migration, reason or "Every host that could take the server failed.")
@@ -145,6 +149,7 @@ def _close(tx: Connection, migration: Row[Any], outcome: Outcome, reason: str | 
         # It is its old host's again. What a target reported in between is not how it was there.
         values["power_state"] = PowerState.RUNNING
     servers_core.set_values(tx, migration.server_id, **values)
+    metrics.migrations_ended.labels(migration.kind, outcome).inc()
     _log.info(
         "migration ended",
         request_id=migration.segments[migration.segment]["request_id"],
@@ -165,6 +170,11 @@ def _reason(entries: dict[str, Entry]) -> str | None:
     """Return why the attempt turned: rows begin in order, so the last one begun that failed is the cause."""
     told = [entry for entry in entries.values() if entry.reason and entry.mark is not Mark.DONE]
     return max(told, key=lambda entry: entry.started_at or 0.0).reason if told else None
+
+
+def _late(entries: dict[str, Entry]) -> str | None:
+    """Return why the attempt turned when the host that was silent then has answered since."""
+    return next((entry.reason for entry in entries.values() if entry.reason), None)
 
 
 def power_from(facts: dict[str, Any]) -> PowerState | None:

@@ -7,7 +7,9 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection, Row, select, update
 
+from whimbrel.conductor import restore
 from whimbrel.conductor.drive import Effects
+from whimbrel.domain.errors import Conflict
 from whimbrel.domain.migration import Kind
 from whimbrel.domain.server import PowerAction, PowerState
 from whimbrel.migration import protocols
@@ -55,20 +57,19 @@ def hear(tx: Connection, beat: Heartbeat, conf: settings.Conductor) -> Effects:
     effects = _answer(tx, beat, conf)
     rows = _servers_at(tx, beat.host)
     reported = {guest.server: guest for guest in beat.guests}
+    left_alone = restore.weigh(tx, beat, rows)
     for row in rows:
         guest = reported.get(row.id)
-        if guest is not None and servers_core.adopt_numbers(tx, row.id, guest.epoch, guest.number):
-            _log.warning("numbers adopted from a host's ledger", server=row.id, on=beat.host)
-        if row.busy or (guest is not None and guest.number < row.host_number):
-            continue
-        state = guest.power_state if guest is not None else PowerState.STOPPED
+        if row.id in left_alone or row.busy or guest is None or guest.number < row.host_number:
+            continue  # it was composed before the newest order, or cannot be dated: the next one knows better
+        state = guest.power_state
         if state == PowerState.UNKNOWN or state == row.power_state:
             continue
-        ran = guest is not None and guest.interrupted and row.power_state == PowerState.RUNNING
+        ran = guest.interrupted and row.power_state == PowerState.RUNNING
         if ran and conf.start_guests_after_boot and not row.in_window:
             effects.merge(_start_again(tx, row))
         else:
-            servers_core.set_values(tx, row.id, power_state=state)
+            servers_core.observe_power(tx, row.id, PowerState(state), after=row.host_number)
     return effects
 
 
@@ -92,14 +93,20 @@ def _servers_at(tx: Connection, host: str) -> list[Row[Any]]:
             select(
                 servers.c.id,
                 servers.c.host_number,
+                servers.c.epoch,
+                servers.c.order_number,
+                servers.c.doubted_at,
+                servers.c.fault,
                 servers.c.power_state,
                 servers.c.project_id,
                 servers.c.user_id,
                 (open_one.c.id.is_not(None) & open_one.c.window_open.is_(False)).label("busy"),
                 open_one.c.id.is_not(None).label("in_window"),
+                open_one.c.id.label("migration_id"),
             )
             .select_from(servers.outerjoin(open_one, (open_one.c.server_id == servers.c.id) & open_one.c.open))
             .where(servers.c.host == host, servers.c.deleted_at.is_(None))
+            .order_by(servers.c.id)  # another conductor hears the same, and locks the same rows
         )
     )
 
@@ -107,16 +114,19 @@ def _servers_at(tx: Connection, host: str) -> list[Row[Any]]:
 def _start_again(tx: Connection, row: Row[Any]) -> Effects:
     """The host was rebooted and the guest ran before: the power cut stopped it, so it is started by a new order."""
     servers_core.set_values(tx, row.id, power_state=PowerState.STOPPED)
-    begun = migrations.begin(
-        tx,
-        row.id,
-        Kind.POWER,
-        protocols.POWER,
-        request_id=ids.new_request_id(),
-        user_id=row.user_id,
-        project_id=row.project_id,
-        action=PowerAction.START,
-    )
+    try:
+        begun = migrations.begin(
+            tx,
+            row.id,
+            Kind.POWER,
+            protocols.POWER,
+            request_id=ids.new_request_id(),
+            user_id=row.user_id,
+            project_id=row.project_id,
+            action=PowerAction.START,
+        )
+    except Conflict:
+        return Effects()  # another conductor, or the user, has begun something with it since we looked
     _log.info("starting a guest again after its host's reboot", server=row.id, migration=begun.migration_id)
     return Effects(outbox=begun.outbox)
 

@@ -7,8 +7,10 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection, Row
 
+from whimbrel.conductor import restore
 from whimbrel.conductor.drive import Driver, Effects, send
 from whimbrel.conductor.endings import power_from
+from whimbrel.conductor.orders import attempt_label
 from whimbrel.domain.migration import Answer, Mark, Verb
 from whimbrel.migration.messages import Facts, Order, StepReport
 from whimbrel.ops import clock
@@ -32,6 +34,8 @@ def take(tx: Connection, driver: Driver, report: StepReport) -> Effects:
     if report.answer is Answer.NOT_DONE and report.facts.get("unheard"):
         _send_again(tx, row, effects)
         return effects
+    if report.answer is Answer.STALE and restore.refuse_stale(tx, report):
+        return effects
     key = (row.migration_id, row.segment, row.attempt, row.step)
     journal.write(tx, key, _values(tx, row, report))
     if report.answer in (Answer.RUNNING, Answer.UNKNOWN):
@@ -52,7 +56,11 @@ def take(tx: Connection, driver: Driver, report: StepReport) -> Effects:
 def _awaited(tx: Connection, report: StepReport) -> Row[Any] | None:
     """Return the journal's row that awaits exactly this report; None when it is old, forged or about nothing."""
     migration = migrations.load(tx, report.migration)
-    if migration is None or not migration.open or report.segment != migration.segment:
+    if migration is None or not migration.open or report.server != migration.server_id:
+        return None
+    if report.segment != migration.segment:
+        return None
+    if (report.server, report.attempt) != (migration.server_id, attempt_label(migration)):
         return None
     row = journal.row_for(tx, (report.migration, report.segment, migration.attempt, report.step))
     if row is None or row.mark not in journal.AWAITED:
@@ -78,7 +86,8 @@ def _values(tx: Connection, row: Row[Any], report: StepReport) -> dict[str, Any]
         case Answer.DONE:
             _keep_power(tx, report)
             mark = Mark.UNDONE if undo else Mark.DONE
-            reason = row.reason if undo else ""
+            # Done after all, but its silence may be why the attempt turned, and then the user must read it.
+            reason = row.reason if undo or row.mark == Mark.LOST else ""
             return {"mark": mark, facts_column: report.facts, "reason": reason, "ended_at": now, "heard_at": now}
         case Answer.FAILED:
             mark = Mark.UNDO_FAILED if undo else Mark.FAILED

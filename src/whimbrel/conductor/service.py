@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
 
 import structlog
-from sqlalchemy import Connection
 
+from whimbrel.audit.auditor import Auditor, tell_news
+from whimbrel.audit.findings import Identity
 from whimbrel.bus.port import Bus
-from whimbrel.conductor import hosts, reports, timers
+from whimbrel.conductor import hosts, reports, restore, timers
 from whimbrel.conductor.drive import Driver, Effects
 from whimbrel.conductor.fencing import Fencer
 from whimbrel.domain.errors import BusError, Unavailable
 from whimbrel.migration.messages import Heartbeat, SelectTargets, StepReport, Targets, Wake
-from whimbrel.ops import settings
+from whimbrel.ops import clock, settings
 from whimbrel.store import migrations
 from whimbrel.store.engine import Store
-from whimbrel.store.migrations import LostRace
 from whimbrel.store.outbox import Relay
 
 _log = structlog.get_logger()
 
-T = TypeVar("T")
-
 TICK = 1.0
+LOOK_AGAIN = 0.2
 SELECT_TIMEOUT = 5.0
-RACES = 5
 CHOOSING = 64
 """At most so many questions to the scheduler at once."""
 
@@ -44,15 +41,18 @@ class Conductor:
         self._fencer = Fencer(conf.fencing, self._conf, store)
         self._choosing = asyncio.Semaphore(CHOOSING)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._listening_since = clock.now()
 
     async def run(self) -> None:
         """Take up what is unfinished, then serve until cancelled."""
+        await self._bus.subscribe("heartbeats", self._on_heartbeat)
+        await self._hear_every_host()
         for migration_id in await self._store.read(migrations.open_ids):
             await self._apart(self._driver.advance, migration_id)
-        await self._bus.subscribe("heartbeats", self._on_heartbeat)
         await self._bus.consume("conductor", self._on_message, prefetch=64)
         _log.info("conductor ready")
         relay = asyncio.create_task(self._relay.run())
+        watch = asyncio.create_task(self._audit_for_ever())
         fencing = asyncio.create_task(self._fence())
         try:
             while True:
@@ -60,38 +60,67 @@ class Conductor:
                 await self._survive(self._tick)
         finally:
             relay.cancel()
+            watch.cancel()
             fencing.cancel()
             for task in self._tasks:
                 task.cancel()
             await self._relay.close()
 
+    async def _hear_every_host(self) -> None:
+        """Before anything is ordered: what the hosts know may be newer than this database, if that was restored."""
+        began, end = clock.now(), clock.monotonic() + self._conf.census
+        while missing := await self._store.read(restore.unheard, began):
+            if clock.monotonic() > end:
+                _log.warning("hosts not heard yet", hosts=missing[:20])
+                return
+            await asyncio.sleep(LOOK_AGAIN)
+
+    async def _audit_for_ever(self) -> None:
+        """Audit now and then, and log each drift when it is first seen and when it is gone."""
+        auditor = Auditor(self._store, self._bus, self._relay, self._conf.service_down_after)
+        known: set[Identity] = set()
+        while self._conf.audit_every:
+            await asyncio.sleep(self._conf.audit_every)
+            try:
+                known = tell_news(await auditor.run(), known)
+            except (BusError, Unavailable) as error:
+                _log.warning("audit put off", reason=str(error))
+            except Exception:  # the conductor must outlive a fault in an audit
+                _log.exception("internal error in an audit")
+
     async def _on_message(self, message: object) -> object | None:
         match message:
             case StepReport():
-                await self._publish(await self._write(reports.take, self._driver, message))
+                await self._publish(await self._store.write(reports.take, self._driver, message))
             case Wake(migration):
-                await self._publish(await self._write(self._driver.advance, migration))
+                await self._publish(await self._store.write(self._driver.advance, migration))
             case _:
                 _log.error("message of a type that a conductor does not take", type=type(message).__name__)
         return None
 
     async def _on_heartbeat(self, message: object) -> None:
         if isinstance(message, Heartbeat):
-            await self._publish(await self._write(hosts.hear, message, self._conf))
+            await self._publish(await self._store.write(hosts.hear, message, self._conf))
 
     async def _tick(self) -> None:
-        due = await self._store.read(timers.look, self._conf)
+        now = clock.now()
+        if not self._bus.healthy() or self._listening_since > now:  # deaf, or the clock was set back
+            self._listening_since = now
+        due = await self._store.read(timers.look, self._conf, listening_since=self._listening_since)
         for key in due.silent:
             await self._apart(timers.call_silent, self._driver, key)
         for server in due.windows:
             await self._apart(timers.close_window, server)
         for migration_id in due.unplaced:
             await self._apart(timers.place_again, self._driver, migration_id)
+        for migration_id in due.asleep:
+            await self._apart(self._driver.advance, migration_id)
         await self._apart(timers.collect_debts, self._conf)
+        await self._apart(restore.settle, self._conf)
         if due.asks:
-            await self._write(timers.note_asked, [key for key, _ in due.asks])
-        for _, ask in due.asks:
-            await self._bus.cast(f"agent.{ask.order.host}", ask)
+            await self._store.write(timers.note_asked, [key for key, _ in due.asks])
+        for _, ask in due.asks:  # one host's queue may take nothing; the others' must all the same
+            await self._pass(f"agent.{ask.order.host}", ask)
 
     async def _fence(self) -> None:
         """Look for proofs for ever, beside the timers: a fence device may take its time."""
@@ -105,20 +134,11 @@ class Conductor:
     async def _apart(self, function: Callable[..., Effects], *args: object) -> None:
         """Run one transaction and publish what it leaves."""
         try:
-            await self._publish(await self._write(function, *args))
+            await self._publish(await self._store.write(function, *args))
         except (BusError, Unavailable):
             raise
         except Exception:  # every other migration must outlive a fault in this one
             _log.exception("internal error in a timer", what=function.__name__, on=str(args[-1])[:200])
-
-    async def _write(self, function: Callable[..., T], *args: object, **kwargs: object) -> T:
-        """Run a transaction; when another conductor was first, read again and decide anew, a few times."""
-        for _ in range(RACES):
-            try:
-                return await self._store.write(_call, function, args, kwargs)
-            except LostRace:
-                continue
-        raise Unavailable("Another conductor keeps writing the same migration; this message will come again.")
 
     async def _publish(self, effects: Effects) -> None:
         for migration_id, question in effects.select:
@@ -146,7 +166,7 @@ class Conductor:
                 answer = await self._bus.call("scheduler", question, timeout=SELECT_TIMEOUT)
                 if not isinstance(answer, Targets):
                     raise BusError(f"The scheduler answered with {type(answer).__name__} instead of Targets.")
-                await self._publish(await self._write(timers.keep_targets, self._driver, migration_id, answer))
+                await self._publish(await self._store.write(timers.keep_targets, self._driver, migration_id, answer))
             except (BusError, Unavailable) as error:
                 _log.warning("no targets yet", migration=migration_id, reason=str(error))
 
@@ -156,7 +176,3 @@ class Conductor:
             await work()
         except (BusError, Unavailable) as error:
             _log.warning("timer put off", reason=str(error))
-
-
-def _call(tx: Connection, function: Callable[..., T], args: tuple[object, ...], kwargs: dict[str, object]) -> T:
-    return function(tx, *args, **kwargs)

@@ -7,10 +7,11 @@ one migration leaves the others their time.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 import structlog
-from sqlalchemy import Connection, select
+from sqlalchemy import ColumnElement, Connection, Row, and_, or_, select
 
 from whimbrel.conductor.drive import Driver, Effects, send
 from whimbrel.domain.migration import Mark
@@ -18,12 +19,10 @@ from whimbrel.migration.messages import Ask, Targets
 from whimbrel.ops import clock, settings
 from whimbrel.store import debts, journal, migrations
 from whimbrel.store.journal import Key
+from whimbrel.store.tables import journal as rows
 from whimbrel.store.tables import migrations as table
 
 _log = structlog.get_logger()
-
-PATIENCE = 60.0
-"""No host may be silent for longer than this, in seconds, whatever its step's limit is."""
 
 CHOOSE_AGAIN_AFTER = 5.0
 NO_SCHEDULER_AFTER = 60.0
@@ -38,28 +37,37 @@ class Due:
     asks: list[tuple[Key, Ask]] = field(default_factory=list)
     windows: list[str] = field(default_factory=list)
     unplaced: list[int] = field(default_factory=list)
+    asleep: list[int] = field(default_factory=list)
 
 
-def look(tx: Connection, conf: settings.Conductor) -> Due:
-    """Return the orders to ask about, the hosts to call silent, the windows to close and the migrations to place."""
+def look(tx: Connection, conf: settings.Conductor, *, listening_since: float = 0.0) -> Due:
+    """Return the orders to ask about, the hosts to call silent, the windows to close and the migrations to drive on.
+
+    Before `listening_since` this conductor was deaf, so nobody's silence counts.
+    """
     now = clock.now()
-    due = Due(windows=migrations.windows_run_out(tx, now), unplaced=_unplaced(tx, now))
+    due = Due(windows=migrations.windows_run_out(tx, now), unplaced=_unplaced(tx, now), asleep=_asleep(tx, now))
     for row in journal.awaited(tx):
         key = (row.migration_id, row.segment, row.attempt, row.step)
-        order = journal.order_of(row)
-        if row.mark in (Mark.DOING, Mark.UNDOING) and now - row.heard_at > min(order.limit, PATIENCE):
+        if _is_silent(row, now, conf, listening_since):
             due.silent.append(key)
-        elif now - row.asked_at >= conf.ask_after:
-            due.asks.append((key, Ask(order)))
+        elif _passed(row.asked_at, now, conf.ask_after):
+            due.asks.append((key, Ask(journal.order_of(row))))
     return due
+
+
+def _passed(since: float, now: float, seconds: float) -> bool:
+    """Return whether so many seconds have passed; nobody knows how many have since a time that is still to come."""
+    return now < since or now - since >= seconds
 
 
 def call_silent(tx: Connection, driver: Driver, key: Key) -> Effects:
     """Write down that the host of this order has not answered, and drive the migration on."""
+    migrations.load(tx, key[0])  # locked first, so that a report of this moment is either seen here or comes after
     row = journal.row_for(tx, key)
-    if row is None or row.mark not in (Mark.DOING, Mark.UNDOING):
-        return Effects()
     now = clock.now()
+    if row is None or not _is_silent(row, now, driver.conf):
+        return Effects()
     reason = row.reason or f"Host {row.host} has not answered for {int(now - row.heard_at)} s."
     mark = Mark.LOST if row.mark == Mark.DOING else Mark.UNDO_LOST
     journal.write(tx, key, {"mark": mark, "reason": reason, "ended_at": now})
@@ -68,9 +76,12 @@ def call_silent(tx: Connection, driver: Driver, key: Key) -> Effects:
 
 
 def note_asked(tx: Connection, keys: list[Key]) -> None:
-    """Remember when these orders were asked about last."""
-    for key in keys:
-        journal.write(tx, key, {"asked_at": clock.now()})
+    """Remember when these orders were asked about last; after the clock was set back, silence counts from now."""
+    now = clock.now()
+    for key in sorted(keys):  # in one order, because another conductor may be doing the same
+        row = journal.row_for(tx, key)
+        if row is not None:
+            journal.write(tx, key, {"asked_at": now, "heard_at": min(row.heard_at, now)})
 
 
 def close_window(tx: Connection, server_id: str) -> Effects:
@@ -112,8 +123,37 @@ def keep_targets(tx: Connection, driver: Driver, migration_id: int, answer: Targ
     return driver.advance(tx, migration_id)
 
 
-def _unplaced(tx: Connection, now: float) -> list[int]:
-    query = select(table.c.id).where(
-        table.c.open, table.c.targets.is_(None), table.c.target.is_(None), table.c.updated_at < now - CHOOSE_AGAIN_AFTER
+def _is_silent(row: Row[Any], now: float, conf: settings.Conductor, listening_since: float = 0.0) -> bool:
+    """Return whether the host that this row waits for has said nothing for longer than it may."""
+    if row.mark not in (Mark.DOING, Mark.UNDOING):
+        return False
+    silence = now - max(row.heard_at, listening_since)
+    return bool(silence > min(journal.order_of(row).limit, conf.patience))
+
+
+_UNPLACED = and_(table.c.targets.is_(None), table.c.target.is_(None))
+_ORDER_IS_OUT = (
+    select(rows.c.step)
+    .where(
+        rows.c.migration_id == table.c.id,
+        rows.c.segment == table.c.segment,
+        rows.c.attempt == table.c.attempt,
+        rows.c.mark.in_(journal.AWAITED),
     )
+    .exists()
+)
+
+
+def _unplaced(tx: Connection, now: float) -> list[int]:
+    return list(tx.execute(select(table.c.id).where(table.c.open, _UNPLACED, _untouched(now))).scalars())
+
+
+def _asleep(tx: Connection, now: float) -> list[int]:
+    """Return the migrations that nobody drives: no order is out, no user is awaited, so a message was lost."""
+    awaits_user = and_(table.c.window_open, table.c.verdict.is_(None))
+    query = select(table.c.id).where(table.c.open, ~_UNPLACED, ~awaits_user, ~_ORDER_IS_OUT, _untouched(now))
     return list(tx.execute(query).scalars())
+
+
+def _untouched(now: float) -> ColumnElement[bool]:
+    return or_(table.c.updated_at < now - CHOOSE_AGAIN_AFTER, table.c.updated_at > now)

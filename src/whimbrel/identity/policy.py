@@ -16,10 +16,9 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
-import yaml
-
 from whimbrel.domain.errors import Forbidden, SettingsError
 from whimbrel.identity.caller import Caller
+from whimbrel.ops import yamlfile
 
 Target = Mapping[str, str | None]
 """What is acted on: its `project_id` and `user_id`, where it has them."""
@@ -107,11 +106,15 @@ def _others() -> dict[str, str]:
         **_each("image", ADMIN, "publicize_image"),
         **_each("network", READER, "get_network get_subnet get_port"),
         **_each("whimbrel", MANAGER, "migrations"),
-        **_each("whimbrel", ADMIN, "migrations:all_projects hosts hosts:fence"),
+        **_each("whimbrel", ADMIN, "migrations:all_projects hosts hosts:fence audit metrics"),
     }
 
 
 DEFAULTS: Mapping[str, str] = {**_BASE, **_compute(), **_others()}
+
+
+MAX_NESTING = 30
+"""Parentheses, `not`s and rules that refer to rules: deeper than this nobody reads, and evaluating has an end."""
 
 
 class Policy:
@@ -136,6 +139,8 @@ class Policy:
             self._checks[name]
 
     def _compile(self, name: str, above: tuple[str, ...]) -> Check:
+        if len(above) > MAX_NESTING:
+            raise SettingsError(f"The policy's rules refer to one another more than {MAX_NESTING} deep: {above[0]}.")
         if name in above:
             raise SettingsError(f"The policy's rules go in a circle: {' > '.join((*above, name))}.")
         if name not in self._sentences:
@@ -156,6 +161,7 @@ class _Parser:
         self._sentence = sentence
         self._rule = rule
         self._rest = self._words.findall(sentence) or ["@"]
+        self._depth = 0
 
     def whole(self) -> Check:
         """Return the check that the sentence stands for."""
@@ -177,6 +183,16 @@ class _Parser:
         return checks[0] if len(checks) == 1 else lambda who, what: all(check(who, what) for check in checks)
 
     def _one(self) -> Check:
+        self._depth += 1
+        if self._depth > MAX_NESTING:
+            raise SettingsError(
+                f"The policy's rule {self._name} is nested more than {MAX_NESTING} deep; make it simpler."
+            )
+        check = self._inner()
+        self._depth -= 1
+        return check
+
+    def _inner(self) -> Check:
         if self._take("not"):
             refused = self._one()
             return lambda who, what: not refused(who, what)
@@ -227,10 +243,7 @@ _active = Policy()
 def load(path: Path) -> None:
     """Make an operator's policy.yaml the policy of this process; SettingsError names what is wrong with it."""
     global _active
-    try:
-        changes = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"Cannot read the policy file {path}: {error}.") from error
+    changes = yamlfile.read(path) or {}
     if not isinstance(changes, dict) or not all(isinstance(part, str) for item in changes.items() for part in item):
         raise SettingsError(f"{path} must be a mapping from a rule's name to its sentence.")
     _active = Policy(changes)

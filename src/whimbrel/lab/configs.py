@@ -45,7 +45,7 @@ AGENT = {
     "heartbeat_interval": 2,
     "stall_timeout": 20,
 }
-CONDUCTOR = {"shutdown_grace": 20, "service_down_after": 10}
+CONDUCTOR = {"shutdown_grace": 20, "service_down_after": 10, "census": 4.0}
 
 Tables = Mapping[str, Mapping[str, Any]]
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from whimbrel.domain.migration import Answer, Refusal, Verb
-from whimbrel.domain.server import Guest, Image, PowerAction
+from whimbrel.domain.server import Guest, Image, PowerAction, PowerState
+from whimbrel.migration import bounds
 
 Facts = dict[str, Any]
 """What a step found or did, JSON-shaped; written to the journal and carried to the later steps."""
@@ -66,6 +67,12 @@ class Order:
         """Whether the disks are made anew from the image, because there is no copy to take over."""
         return self.protocol in ("build", "evacuate")
 
+    def __post_init__(self) -> None:
+        bounds.host("host", self.host)
+        bounds.label("server, attempt or step", self.server, self.attempt, self.step)
+        bounds.number("migration, segment, epoch or number", self.migration, self.segment, self.epoch, self.number)
+        bounds.measure("limit", self.limit)
+
 
 @dataclass(frozen=True)
 class Ask:
@@ -94,6 +101,19 @@ class StepReport:
     reason: str = ""
     elapsed: float = 0.0
 
+    def __post_init__(self) -> None:
+        bounds.host("host", self.host)
+        bounds.label("server, attempt or step", self.server, self.attempt, self.step)
+        bounds.number("migration, segment or number", self.migration, self.segment, self.number)
+        bounds.text("reason", self.reason, most=bounds.LONGEST_TEXT)
+        bounds.measure("elapsed", self.elapsed)
+        bounds.nesting("facts", self.facts)
+        if self.facts.get("power_state") is not None:
+            bounds.one_of("power_state", str(self.facts["power_state"]), tuple(PowerState))
+        for name in ("epoch", "number"):
+            if self.answer is Answer.STALE:
+                bounds.number(name, int(self.facts.get(name, 0)))
+
 
 @dataclass(frozen=True)
 class GuestReport:
@@ -108,6 +128,13 @@ class GuestReport:
     epoch: int
     number: int
     interrupted: bool = False
+    granted: int = 0
+    """The epoch at which this host was last allowed to run it; 0 if it never was, or is sealed."""
+
+    def __post_init__(self) -> None:
+        bounds.label("server", self.server)
+        bounds.one_of("power_state", self.power_state, tuple(PowerState))
+        bounds.number("epoch, number or granted", self.epoch, self.number, self.granted)
 
 
 @dataclass(frozen=True)
@@ -142,6 +169,19 @@ class Heartbeat:
     lease_asked: float | None = None
     """CLOCK_BOOTTIME of the host when this was sent, if it asks for its lease to be renewed; seconds."""
 
+    def __post_init__(self) -> None:
+        bounds.host("host", self.host)
+        bounds.text("address", self.address)
+        bounds.text("boot, ledger or admission", self.boot, self.ledger, self.admission, most=64)
+        bounds.text("architecture or hypervisor", self.architecture, self.hypervisor, most=32)
+        bounds.text("root_disk", self.root_disk, most=16)
+        bounds.text("uptime", self.uptime)
+        bounds.number("vcpus, ram_mb or disk_gb", self.vcpus, self.ram_mb, self.disk_gb, self.free_disk_gb)
+        bounds.number("what is reserved", self.reserved_vcpus, self.reserved_ram_mb, self.reserved_disk_gb)
+        bounds.number("hypervisor_version or protocols", self.hypervisor_version, *self.protocols.values())
+        bounds.measure("ratio", self.cpu_ratio, self.ram_ratio, self.disk_ratio, most=bounds.MOST_RATIO)
+        bounds.measure("lease_asked", self.lease_asked or 0.0)
+
 
 @dataclass(frozen=True)
 class Welcome:
@@ -156,6 +196,11 @@ class Welcome:
     admission: str
     servers: dict[str, tuple[int, int]]
 
+    def __post_init__(self) -> None:
+        bounds.host("host", self.host)
+        bounds.text("admission", self.admission, most=64)
+        bounds.number("epoch or number", *(each for pair in self.servers.values() for each in pair))
+
 
 @dataclass(frozen=True)
 class Lease:
@@ -168,6 +213,11 @@ class Lease:
     admission: str
     asked: float
     seconds: float
+
+    def __post_init__(self) -> None:
+        bounds.host("host", self.host)
+        bounds.text("admission", self.admission, most=64)
+        bounds.measure("asked or seconds", self.asked, self.seconds)
 
 
 @dataclass(frozen=True)
@@ -185,6 +235,15 @@ class Progress:
     eta: float | None
     note: str = ""
 
+    def __post_init__(self) -> None:
+        bounds.host("host", self.host)
+        bounds.label("server, attempt or step", self.server, self.attempt, self.step)
+        bounds.number("migration", self.migration)
+        bounds.number("done or total", self.done, self.total, most=bounds.MOST_BYTES)
+        bounds.measure("rate", self.rate, most=bounds.MOST_BYTES)
+        bounds.measure("eta", self.eta or 0.0, least=-bounds.MOST_BYTES, most=bounds.MOST_BYTES)
+        bounds.text("note", self.note, most=bounds.LONGEST_TEXT)
+
 
 @dataclass(frozen=True)
 class Changed:
@@ -194,12 +253,18 @@ class Changed:
     server: str
     revision: int
 
+    def __post_init__(self) -> None:
+        bounds.number("migration or revision", self.migration, self.revision)
+
 
 @dataclass(frozen=True)
 class Wake:
     """Api to conductor: there is something to decide about this migration."""
 
     migration: int
+
+    def __post_init__(self) -> None:
+        bounds.number("migration", self.migration)
 
 
 @dataclass(frozen=True)
@@ -218,6 +283,9 @@ class SelectTargets:
     protocol: str
     version: int
 
+    def __post_init__(self) -> None:
+        bounds.number("vcpus, ram_mb or disk_gb", self.vcpus, self.ram_mb, self.disk_gb)
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -227,6 +295,12 @@ class Targets:
     weights: tuple[float, ...]
     refusals: tuple[Refusal, ...]
 
+    def __post_init__(self) -> None:
+        for name in self.hosts:
+            bounds.host("hosts", name)
+        if len(self.weights) != len(self.hosts):
+            raise ValueError(f"there are {len(self.hosts)} hosts and {len(self.weights)} weights")
+
 
 @dataclass(frozen=True)
 class ReadConsole:
@@ -234,6 +308,10 @@ class ReadConsole:
 
     server: str
     lines: int | None
+
+    def __post_init__(self) -> None:
+        bounds.label("server", self.server)
+        bounds.number("lines", self.lines or 0)
 
 
 @dataclass(frozen=True)
@@ -243,8 +321,76 @@ class Console:
     text: str
 
 
+@dataclass(frozen=True)
+class Inspect:
+    """Controller to agent (call): what is on your host? Carries no authority and changes nothing."""
+
+
+@dataclass(frozen=True)
+class SeenDirectory:
+    """One directory of a server. `state` is live, incoming or sealed.
+
+    `attempt` is that of its name, or, of a live one, the one that its manifest says made it; None when no manifest
+    says so. `bytes` are those that its removal would free.
+    """
+
+    state: str
+    attempt: str | None
+    bytes: int
+
+    def __post_init__(self) -> None:
+        bounds.one_of("state", self.state, ("live", "incoming", "sealed"))
+        bounds.label("attempt", *([] if self.attempt is None else [self.attempt]))
+        bounds.number("bytes", self.bytes, most=bounds.MOST_BYTES)
+
+
+@dataclass(frozen=True)
+class SeenServer:
+    """What a host has of one server, and what its ledger says of it (numbers are 0 when it says nothing).
+
+    `power` is None when the hypervisor does not know the guest, and UNKNOWN when a process holds its disks that the
+    hypervisor does not know to run. `granted`: this boot of this host may run it.
+    """
+
+    server: str
+    power: PowerState | None
+    directories: tuple[SeenDirectory, ...]
+    epoch: int = 0
+    number: int = 0
+    grant_epoch: int | None = None
+    granted: bool = False
+
+    def __post_init__(self) -> None:
+        bounds.label("server", self.server)
+        bounds.number("epoch or number", self.epoch, self.number, self.grant_epoch or 0)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """An agent's answer to Inspect: everything of servers on its host, by looking at the host itself.
+
+    `fault` says why the hypervisor could not be asked (then no guest's power is known), or that there was more than
+    one answer holds; empty when everything was looked at. `leftovers` are files that a crash left half made or half
+    removed, `strange` names that are none of ours, `children` processes of steps, each as "pid N: purpose".
+    """
+
+    host: str
+    instances_dir: str
+    fault: str
+    servers: tuple[SeenServer, ...]
+    leftovers: tuple[str, ...] = ()
+    strange: tuple[str, ...] = ()
+    children: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        bounds.host("host", self.host)
+        bounds.text("instances_dir", self.instances_dir, most=4096)
+        bounds.text("fault", self.fault, most=bounds.LONGEST_TEXT)
+        bounds.text("a name", *self.leftovers, *self.strange, *self.children, most=4096)
+
+
 MESSAGES = (
     Order, Ask, StepReport, Heartbeat, Welcome, Lease, Progress, Changed, Wake, SelectTargets, Targets, ReadConsole,
-    Console,
+    Console, Inspect, Inspection,
 )  # fmt: skip
 """All that may cross the bus."""

@@ -38,6 +38,12 @@ class Guests(Protocol):
     def state(self, server: str) -> PowerState | None:
         """Return the guest's state, None when it is not defined here. STOPPED means that no process holds its disks."""
 
+    def known(self) -> dict[str, PowerState]:
+        """Return every guest on this host by its UUID, whoever made it; UNKNOWN for one whose process only is here.
+
+        That is a process that holds a guest's disks while the hypervisor does not know that it runs.
+        """
+
     def compose(self, order: Order) -> tuple[str, list[str]]:
         """Return the definition for this host, and the rewrites that made it differ from the one it came with."""
 
@@ -83,6 +89,9 @@ class Directories(Protocol):
 
     def unseal(self, server: str, attempt: str) -> None:
         """Rename sealed back to live; accepted when it is done already."""
+
+    def bring_back(self, server: str) -> None:
+        """Rename the only sealed copy to live when there is no live one: an unseal was given up after errors."""
 
     def is_sealed(self, server: str, attempt: str) -> bool:
         """Return whether the copy that this attempt sealed is there."""
@@ -152,6 +161,9 @@ class Grants(Protocol):
 
     def was_released(self, server: str, epoch: int) -> bool:
         """Return whether the guest was ever let run here at this epoch or a later one."""
+
+    def granted_since(self, server: str, epoch: int) -> bool:
+        """Return whether this host was ever allowed to run the server at this epoch or a later one."""
 
     def seal(self, server: str, attempt: str) -> None:
         """Promise not to run the server again without a newer grant."""

@@ -191,7 +191,7 @@ EVACUATE = Protocol("evacuate", 1, (
         raises=True, proof=Proof.ANY, fence=True,
         why="The old host says that it does not run the guest any more, or a proof says so in its place."),
     DEFINE_GUEST, HAND_OVER, START_GUEST,
-    HostStep("remove_stale", S, retire.everything, NOTHING, retire.everything_is_gone, limit(60 * SECOND),
+    HostStep("remove_stale", S, retire.stale, NOTHING, retire.everything_is_gone, limit(60 * SECOND),
         owed=True, no_return=True,
         why="The old copy goes only once the server runs elsewhere; a host that is away owes it."),
     BooksStep("settle_claims", claim.settle_target, NOTHING,

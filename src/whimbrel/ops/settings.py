@@ -7,10 +7,22 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from whimbrel.ops.errors import SettingsError
+
+Port = Annotated[int, Meta(ge=1, le=65535)]
+Seconds = Annotated[int, Meta(ge=1, le=10**9)]
+Moment = Annotated[float, Meta(gt=0, le=1e9)]
+"""Seconds too, and parts of them."""
+Amount = Annotated[int, Meta(ge=0, le=2_000_000_000)]
+Ratio = Annotated[float, Meta(gt=0, le=1000)]
+Weight = Annotated[float, Meta(ge=-1e6, le=1e6)]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}\Z")]
+"""Becomes a queue's name, and stands in paths and commands."""
 
 
 class Database(msgspec.Struct, forbid_unknown_fields=True):
@@ -27,7 +39,7 @@ class Broker(msgspec.Struct, forbid_unknown_fields=True):
     """
 
     url: str
-    heartbeat: int = 10
+    heartbeat: Seconds = 10
     ca_file: str | None = None
 
 
@@ -46,7 +58,7 @@ class Api(msgspec.Struct, forbid_unknown_fields=True):
     """
 
     listen: str = "127.0.0.1"
-    port: int = 8774
+    port: Port = 8774
     public_url: str = "http://127.0.0.1:8774"
     image_dir: str = "/var/lib/whimbrel/images"
     region: str = "RegionOne"
@@ -59,7 +71,7 @@ class Identity(msgspec.Struct, forbid_unknown_fields=True):
     """Tokens: the Fernet keys' file (made at the first start, mode 0600) and a token's life in seconds."""
 
     key_file: str = "/var/lib/whimbrel/token.keys"
-    token_lifetime: int = 3600
+    token_lifetime: Seconds = 3600
 
 
 class Orders(msgspec.Struct, forbid_unknown_fields=True):
@@ -74,36 +86,43 @@ class Orders(msgspec.Struct, forbid_unknown_fields=True):
 class Scheduler(msgspec.Struct, forbid_unknown_fields=True):
     """Allocation ratios are per host defaults; a multiplier of 0 switches a weigher off."""
 
-    ram_weight: float = 1.0
-    cpu_weight: float = 1.0
-    disk_weight: float = 1.0
-    moves_weight: float = 1.0
-    max_targets: int = 4
+    ram_weight: Weight = 1.0
+    cpu_weight: Weight = 1.0
+    disk_weight: Weight = 1.0
+    moves_weight: Weight = 1.0
+    max_targets: Annotated[int, Meta(ge=1, le=1000)] = 4
 
 
 class Conductor(msgspec.Struct, forbid_unknown_fields=True):
     """Bounds of the decisions. `confirm_window` 0 means that only a user closes the undo window.
 
+    In `census` seconds every host that is up is heard, so it is more than the agents' `heartbeat_interval`: a conductor
+    that starts waits so long, at most, before it orders anything.
+    `audit_every` is in seconds; 0 means that only `whimbrel audit` audits.
     `lease_seconds` is how long a host with `lease = true` may run guests after it asked for its newest lease.
     `image_url` is where hosts fetch base images that they lack (with a ticket that each order carries).
+    No host may be silent for longer than `patience`, in seconds, whatever its step's limit is.
     """
 
     image_url: str = "http://127.0.0.1:8774/image"
 
-    max_attempts: int = 3
-    confirm_window: int = 0
-    shutdown_grace: int = 60
-    service_down_after: int = 60
-    ask_after: float = 5.0
+    max_attempts: Annotated[int, Meta(ge=1, le=1000)] = 3
+    confirm_window: Amount = 0
+    shutdown_grace: Amount = 60
+    service_down_after: Seconds = 60
+    ask_after: Moment = 5.0
+    patience: Moment = 60.0
+    census: Moment = 12.0
     same_host_resize: bool = False
     start_guests_after_boot: bool = True
-    lease_seconds: float = 60.0
+    audit_every: Amount = 600
+    lease_seconds: Moment = 60.0
 
 
 class Agent(msgspec.Struct, forbid_unknown_fields=True):
     """One host. Totals and reserves are what the scheduler may plan with; 0 means: ask the machine."""
 
-    host: str
+    host: Name
     address: str
     instances_dir: str = "/var/lib/whimbrel/instances"
     state_dir: str = "/var/lib/whimbrel/agent"
@@ -114,22 +133,22 @@ class Agent(msgspec.Struct, forbid_unknown_fields=True):
     machine: str = "pc"
     cpu_model: str = "host-model"
     bridge: str = "br-guests"
-    mtu: int = 1500
+    mtu: Annotated[int, Meta(ge=576, le=9216)] = 1500
     ssh_config: str | None = None
     ssh_cipher: str = "aes128-gcm@openssh.com"
-    max_copies: int = 2
-    stall_timeout: int = 60
+    max_copies: Annotated[int, Meta(ge=1, le=1000)] = 2
+    stall_timeout: Seconds = 60
     root_disk: str = "qcow2"
-    heartbeat_interval: int = 10
-    vcpus: int = 0
-    ram_mb: int = 0
-    disk_gb: int = 0
-    reserved_vcpus: int = 0
-    reserved_ram_mb: int = 512
-    reserved_disk_gb: int = 0
-    cpu_ratio: float = 16.0
-    ram_ratio: float = 1.0
-    disk_ratio: float = 1.0
+    heartbeat_interval: Seconds = 10
+    vcpus: Amount = 0
+    ram_mb: Amount = 0
+    disk_gb: Amount = 0
+    reserved_vcpus: Amount = 0
+    reserved_ram_mb: Amount = 512
+    reserved_disk_gb: Amount = 0
+    cpu_ratio: Ratio = 16.0
+    ram_ratio: Ratio = 1.0
+    disk_ratio: Ratio = 1.0
     lease: bool = False
     """Ask for a lease, which `whimbrel keeper` on this host enforces: without a valid one no guest runs here."""
     controller_keys: list[str] = []
@@ -154,8 +173,15 @@ class Fencing(msgspec.Struct, forbid_unknown_fields=True):
 
     hosts: dict[str, FenceDevice] = {}
     power_off: bool = True
-    timeout: float = 60.0
-    ask_again_after: float = 20.0
+    timeout: Moment = 60.0
+    ask_again_after: Moment = 20.0
+
+
+class Metrics(msgspec.Struct, forbid_unknown_fields=True):
+    """Where this process shows its metrics to Prometheus, to anybody who can reach it; port 0 means nowhere."""
+
+    listen: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 0
 
 
 class Settings(msgspec.Struct, forbid_unknown_fields=True):
@@ -171,6 +197,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     conductor: Conductor = msgspec.field(default_factory=Conductor)
     fencing: Fencing = msgspec.field(default_factory=Fencing)
     agent: Agent | None = None
+    metrics: Metrics = msgspec.field(default_factory=Metrics)
 
 
 def load(path: Path) -> Settings:
@@ -179,7 +206,11 @@ def load(path: Path) -> Settings:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"Cannot read the settings file {path}: {error.strerror}.") from error
-    except tomllib.TOMLDecodeError as error:
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}.") from error
+    except RecursionError as error:
+        raise SettingsError(f"{path} is nested too deeply to be read.") from error
+    except (tomllib.TOMLDecodeError, ValueError) as error:  # a date like 2026-99-99 is a plain ValueError
         raise SettingsError(f"{path} is not valid TOML: {error}.") from error
     try:
         return msgspec.convert(raw, Settings)

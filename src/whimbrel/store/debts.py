@@ -12,10 +12,23 @@ from whimbrel.domain.migration import Verb
 from whimbrel.migration.messages import Order
 from whimbrel.ops import clock
 from whimbrel.store import claims, servers_core
-from whimbrel.store.tables import debts, hosts, migrations
+from whimbrel.store.tables import debts, hosts, migrations, servers
 
 RESEND_AFTER = 60.0
 BATCH = 50
+
+
+_DOUBTED = select(servers.c.id).where(servers.c.id == debts.c.server_id, servers.c.doubted_at.is_not(None)).exists()
+_BUSY = _DOUBTED | (
+    select(migrations.c.id)
+    .where(
+        migrations.c.open,
+        migrations.c.window_open.is_(False),
+        migrations.c.server_id == debts.c.server_id,
+        or_(migrations.c.source == debts.c.host, migrations.c.target == debts.c.host),
+    )
+    .exists()
+)
 
 
 def owe(tx: Connection, order: Order, step: str, verb: Verb) -> None:
@@ -40,33 +53,33 @@ def due(tx: Connection, now: float, heard_since: float) -> list[Order]:
     A debt waits while its server has an open migration at that host, because a new order there would end the
     step that runs.
     """
-    busy = (
-        select(migrations.c.id)
-        .where(
-            migrations.c.open,
-            migrations.c.window_open.is_(False),
-            migrations.c.server_id == debts.c.server_id,
-            or_(migrations.c.source == debts.c.host, migrations.c.target == debts.c.host),
-        )
-        .exists()
-    )
     rows = tx.execute(
         select(debts)
         .join(hosts, hosts.c.name == debts.c.host)
         .where(
             debts.c.paid_at.is_(None),
-            or_(debts.c.sent_at.is_(None), debts.c.sent_at < now - RESEND_AFTER),
+            # From further ahead than another conductor's clock may be: the clock was set back since.
+            or_(
+                debts.c.sent_at.is_(None),
+                debts.c.sent_at < now - RESEND_AFTER,
+                debts.c.sent_at > now + RESEND_AFTER,
+            ),
             hosts.c.heard_at > heard_since,
-            ~busy,
+            ~_BUSY,
         )
         .order_by(debts.c.id)
         .limit(BATCH)
+        .with_for_update(of=debts, skip_locked=True)
     ).all()
-    return [_send(tx, row, now) for row in rows]
+    return [order for row in rows if (order := _send(tx, row, now)) is not None]
 
 
-def _send(tx: Connection, row: Row[Any], now: float) -> Order:
+def _send(tx: Connection, row: Row[Any], now: float) -> Order | None:
+    """Number the debt's order; None when a migration has begun there in this moment."""
     server = servers_core.next_number(tx, row.server_id, row.host, raise_epoch=False)
+    # The server's row is locked now; whoever began before it was is seen only by asking once more.
+    if tx.execute(select(debts.c.id).where(debts.c.id == row.id, _BUSY)).first() is not None:
+        return None
     epoch, number = server.epoch, server.order_number
     order: Order = msgspec.convert(row.order, Order)
     tx.execute(update(debts).where(debts.c.id == row.id).values(number=number, sent_at=now))

@@ -72,6 +72,7 @@ def servers_by_host(tx: Connection) -> dict[str, list[tuple[str, str]]]:
 
 def remove(tx: Connection, host: Row[Any]) -> None:
     """Forget a host; Conflict while it has servers, or a migration that is not over."""
+    tx.execute(select(hosts.c.number).where(hosts.c.number == host.number).with_for_update())  # no claim from here on
     here = servers.c.host == host.name
     if tx.execute(select(servers.c.id).where(here, servers.c.deleted_at.is_(None)).limit(1)).first() is not None:
         raise Conflict(

@@ -85,12 +85,19 @@ def results(tx: Connection, migration_id: int, attempt: int) -> dict[str, Facts]
 
 
 def awaited(tx: Connection) -> list[Row[Any]]:
-    """Return the rows of open migrations whose host still owes an answer."""
+    """Return the rows whose host still owes an answer that somebody waits for: those of attempts under way."""
     return list(
         tx.execute(
             select(journal)
             .join(migrations, migrations.c.id == journal.c.migration_id)
-            .where(migrations.c.open, journal.c.mark.in_(AWAITED))
+            .where(
+                migrations.c.open,
+                migrations.c.held.is_(False),
+                migrations.c.window_open.is_(False),
+                journal.c.segment == migrations.c.segment,
+                journal.c.attempt == migrations.c.attempt,
+                journal.c.mark.in_(AWAITED),
+            )
         )
     )
 

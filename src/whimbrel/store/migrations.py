@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, bindparam, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, bindparam, select, update
 
 from whimbrel.domain.errors import Conflict, Invalid, NotFound
 from whimbrel.domain.migration import Kind, Verdict
@@ -15,6 +15,7 @@ from whimbrel.migration.messages import Wake
 from whimbrel.migration.protocols import Protocol
 from whimbrel.ops import clock, ids
 from whimbrel.store import journal, outbox
+from whimbrel.store.retries import LostRace
 from whimbrel.store.tables import migrations, servers
 
 CONDUCTOR_QUEUE = "conductor"
@@ -27,10 +28,6 @@ class Begun:
     migration_id: int
     segment: int
     outbox: list[tuple[int, str, object]] = field(default_factory=list)
-
-
-class LostRace(Exception):
-    """Another conductor has written this migration first; read again and decide anew."""
 
 
 def begin(
@@ -53,7 +50,12 @@ def begin(
     whether the guest is to run afterwards, as it does now if that is not said.
     """
     server = _server(tx, server_id)
-    running = open_of(tx, server_id)
+    if server.doubted_at is not None:
+        raise Conflict(
+            f"It is not known where server {server_id} runs since the database was restored; try again later."
+        )
+    # The server's row is locked, so none is opened meanwhile; the open one stays free for the conductor that drives it.
+    running = tx.execute(_open_one(server_id)).one_or_none()
     if running is not None:
         raise Conflict(f"Server {server_id} has an open {running.kind} (migration {running.id}); wait until it ends.")
     moves = kind in (Kind.MIGRATION, Kind.RESIZE, Kind.EVACUATION)
@@ -175,14 +177,16 @@ def confirm_when_due(tx: Connection, server_id: str, now: float) -> Begun | None
 
 def _run_out(now: float) -> tuple[ColumnElement[bool], ...]:
     c = migrations.c
-    return c.open.is_(True), c.window_open.is_(True), c.verdict.is_(None), c.window_closes_at <= now
+    return c.open.is_(True), c.held.is_(False), c.window_open.is_(True), c.verdict.is_(None), c.window_closes_at <= now
 
 
 def open_of(tx: Connection, server_id: str) -> Row[Any] | None:
-    """Return the server's open migration, None when there is none."""
-    return tx.execute(
-        select(migrations).where(migrations.c.server_id == server_id, migrations.c.open).with_for_update()
-    ).one_or_none()
+    """Return the server's open migration, locked for this transaction; None when there is none."""
+    return tx.execute(_open_one(server_id).with_for_update()).one_or_none()
+
+
+def _open_one(server_id: str) -> Select[Any]:
+    return select(migrations).where(migrations.c.server_id == server_id, migrations.c.open)
 
 
 _BY_ID = select(migrations).where(migrations.c.id == bindparam("migration_id")).with_for_update()

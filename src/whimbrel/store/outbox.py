@@ -1,7 +1,8 @@
 """Messages that a transaction wants sent: written with it, published after it, at least once.
 
-The process that wrote a row is told its id at once and publishes it; a sweep, by any process, catches rows that
-are older than SWEEP_AGE. A row is deleted some time after it was sent, so a crash in between sends it twice.
+The process that wrote a row is told its id at once and publishes it; a sweep, by any process, takes rows that are
+due for a while (LEASE), so that another's sweep leaves them alone, and publishes them. A row is deleted some time after
+it was sent, so a crash in between sends it twice.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import msgspec
 import structlog
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import ColumnElement, Connection, delete, or_, select, update
 
 from whimbrel.domain.errors import BusError, Unavailable
 from whimbrel.migration.messages import MESSAGES
@@ -22,6 +23,9 @@ from whimbrel.store.engine import Store
 from whimbrel.store.tables import outbox
 
 SWEEP_AGE = 2.0
+"""Seconds that the writer of a row has for publishing it."""
+LEASE = 10.0
+"""Seconds that a sweep has for what it has taken; a process that dies over it leaves the rows to the next."""
 SWEEP_EVERY = 1.0
 BATCH = 200
 
@@ -37,7 +41,7 @@ def put(tx: Connection, queue: str, message: object) -> int:
         "queue": queue,
         "type": type(message).__name__,
         "body": msgspec.to_builtins(message),
-        "created_at": clock.now(),
+        "due_at": clock.now() + SWEEP_AGE,
     }
     result = tx.execute(outbox.insert().values(**row))
     key = result.inserted_primary_key
@@ -45,13 +49,26 @@ def put(tx: Connection, queue: str, message: object) -> int:
     return int(key[0])
 
 
-def _due(tx: Connection, before: float) -> list[tuple[int, str, str, Any]]:
+def _is_due(now: float) -> ColumnElement[bool]:
+    """A row from further in the future than any lease, whoever's clock, was written before the clock was set back."""
+    return or_(outbox.c.due_at <= now, outbox.c.due_at > now + 2 * LEASE)
+
+
+def _any_due(tx: Connection, now: float, unreadable: set[int]) -> bool:
+    query = select(outbox.c.id).where(_is_due(now), outbox.c.id.not_in(unreadable)).limit(1)
+    return tx.execute(query).first() is not None
+
+
+def _take_due(tx: Connection, now: float, unreadable: set[int]) -> list[tuple[int, str, str, Any]]:
+    """Take the oldest rows that are due and that no other sweep is taking just now."""
     rows = tx.execute(
         select(outbox.c.id, outbox.c.queue, outbox.c.type, outbox.c.body)
-        .where(outbox.c.created_at <= before)
+        .where(_is_due(now), outbox.c.id.not_in(unreadable))
         .order_by(outbox.c.id)
         .limit(BATCH)
-    )
+        .with_for_update(skip_locked=True)
+    ).all()
+    tx.execute(update(outbox).where(outbox.c.id.in_([row.id for row in rows])).values(due_at=now + LEASE))
     return [(row.id, row.queue, row.type, row.body) for row in rows]
 
 
@@ -67,6 +84,7 @@ class Relay:
         self._cast = cast
         self._sent: list[int] = []
         self._sending: set[int] = set()
+        self._unreadable: set[int] = set()
 
     async def send_now(self, rows: list[tuple[int, str, object]]) -> None:
         """Publish rows (id, queue, message) just committed here, in order; what fails is left to the sweep."""
@@ -97,10 +115,20 @@ class Relay:
             except Unavailable:
                 self._sent = sent + self._sent
                 raise
-        for number, queue, kind, body in await self._store.read(_due, clock.now() - SWEEP_AGE):
+        if not await self._store.read(_any_due, clock.now(), self._unreadable):
+            return  # nearly always: looking does not write
+        for number, queue, kind, body in await self._store.write(_take_due, clock.now(), self._unreadable):
             if number in self._sending or number in self._sent:
                 continue
-            message = msgspec.convert(body, _TYPES[kind])
+            try:
+                message = msgspec.convert(body, _TYPES[kind])
+            except (KeyError, msgspec.ValidationError) as error:
+                # Another release wrote it, say. It stays for that one, and the rows behind it go on.
+                self._unreadable.add(number)
+                _log.error(
+                    "message in the outbox cannot be read", row=number, queue=queue, type=kind, reason=str(error)
+                )
+                continue
             await self.send_now([(number, queue, message)])
 
     async def close(self) -> None:

@@ -8,10 +8,12 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection
+from sqlalchemy import Connection, func, select, text
 
 from whimbrel.domain.errors import SettingsError
 from whimbrel.store.engine import Store
+
+_UPGRADE_LOCK = 0x77686D61
 
 
 def _config() -> Config:
@@ -26,6 +28,11 @@ def upgrade(store: Store) -> str:
     config = _config()
 
     def run(tx: Connection) -> None:
+        if tx.dialect.name == "postgresql":
+            # Rewriting a large table takes its time, and two upgrades at once take turns.
+            tx.execute(text("SET LOCAL statement_timeout = 0"))
+            tx.execute(text("SET LOCAL lock_timeout = 0"))
+            tx.execute(select(func.pg_advisory_xact_lock(_UPGRADE_LOCK)))
         config.attributes["connection"] = tx
         command.upgrade(config, "head")
 

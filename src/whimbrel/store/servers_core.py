@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 import structlog
-from sqlalchemy import Connection, Row, bindparam, case, select, update
+from sqlalchemy import Connection, Row, bindparam, case, or_, select, update
 
-from whimbrel.domain.server import Flavor, Guest, Image, disks_for
+from whimbrel.domain.server import Flavor, Guest, Image, PowerState, disks_for
 from whimbrel.ops import clock
 from whimbrel.store import networks
 from whimbrel.store.tables import servers
@@ -77,18 +77,26 @@ NUMBERS_MAX = 1_000_000_000
 
 def adopt_numbers(tx: Connection, server_id: str, epoch: int, number: int) -> bool:
     """Raise the server's numbers to what a host has seen, after a restore of this database; return whether it did."""
-    row = tx.execute(select(servers.c.epoch, servers.c.order_number).where(servers.c.id == server_id)).one()
-    if row.epoch >= epoch and row.order_number >= number:
-        return False
     if max(epoch, number) > NUMBERS_MAX:
         _log.error("a host claims numbers that no server can have", server=server_id, epoch=epoch, number=number)
         return False
-    tx.execute(
+    s = servers.c
+    raised = tx.execute(
         update(servers)
-        .where(servers.c.id == server_id)
-        .values(epoch=max(row.epoch, epoch), order_number=max(row.order_number, number))
+        .where(s.id == server_id, or_(s.epoch < epoch, s.order_number < number))
+        .values(
+            epoch=case((s.epoch < epoch, epoch), else_=s.epoch),
+            order_number=case((s.order_number < number, number), else_=s.order_number),
+        )
     )
-    return True
+    return raised.rowcount == 1
+
+
+def observe_power(tx: Connection, server_id: str, state: PowerState, *, after: int) -> None:
+    """Write a power state that a host saw after order `after`, unless a newer order has gone there since."""
+    s = servers.c
+    seen = update(servers).where(s.id == server_id, s.host_number == after)
+    tx.execute(seen.values(power_state=state, updated_at=clock.now()))
 
 
 def set_values(tx: Connection, server_id: str, **values: Any) -> None:

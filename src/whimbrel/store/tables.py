@@ -229,6 +229,7 @@ servers = Table(
     Column("host_number", Integer, nullable=False, default=0),
     Column("power_state", String(16), nullable=False, default="unknown"),
     Column("fault", JSON),
+    Column("doubted_at", Float),
     Column("created_at", Float, nullable=False),
     Column("updated_at", Float, nullable=False),
     Column("launched_at", Float),
@@ -236,7 +237,25 @@ servers = Table(
     Column("deleted_at", Float, index=True),
 )
 """`flavor` and `image` are snapshots, so a flavor or image that is deleted later takes nothing from a server.
-`host_number` is that of the newest order sent to the host where the server belongs: an older heartbeat is stale."""
+`host_number` is that of the newest order sent to the host where the server belongs: an older heartbeat is stale.
+`doubted_at`: since then this database does not know where the server runs, and nothing is ordered for it."""
+
+sightings = Table(
+    "sightings",
+    metadata,
+    Column("server_id", String(36), primary_key=True),
+    Column("host", String(255), primary_key=True),
+    Column("epoch", Integer, nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("granted", Integer, nullable=False),
+    Column("power_state", String(16), nullable=False),
+    Column("present", Boolean, nullable=False),
+    Column("first_seen_at", Float, nullable=False),
+    Column("seen_at", Float, nullable=False),
+    Index("ix_sightings_host", "host"),
+)
+"""What hosts say of servers that this database places elsewhere, does not know, or doubts. Empty, but after a restore.
+`present` is false where a host has nothing of a server that it ought to have."""
 
 # --- migrations and their journal -----------------------------------------------------------------
 
@@ -265,6 +284,7 @@ migrations = Table(
     Column("new_flavor", JSON, nullable=False),
     Column("was_running", Boolean, nullable=False),
     Column("cancelled", Boolean, nullable=False, default=False),
+    Column("held", Boolean, nullable=False, default=False),
     Column("window_open", Boolean, nullable=False, default=False),
     Column("window_closes_at", Float),
     Column("verdict", String(16)),
@@ -277,9 +297,11 @@ migrations = Table(
     Column("finished_at", Float),
     Index("uq_migrations_one_open", "server_id", unique=True, sqlite_where=text("open"), postgresql_where=text("open")),
     Index("ix_migrations_open", "open"),
+    sqlite_autoincrement=True,
 )
 """One durable piece of work on one server. `segments` is a list of {protocol, version, request_id}; `segment` is the
-current one's index. `targets` is the scheduler's list, `fence` the host whose proof is missing."""
+current one's index. `targets` is the scheduler's list, `fence` the host whose proof is missing. `held`: its server is
+doubted, so it is not driven on."""
 
 journal = Table(
     "journal",
@@ -329,9 +351,10 @@ outbox = Table(
     Column("queue", String(255), nullable=False),
     Column("type", String(32), nullable=False),
     Column("body", JSON, nullable=False),
-    Column("created_at", Float, nullable=False),
+    Column("due_at", Float, nullable=False),
     sqlite_autoincrement=True,
 )
+"""`due_at` is from when on any process may publish it: its writer, or the sweep that has taken it, comes first."""
 
 actions = Table(
     "actions",

@@ -56,6 +56,15 @@ def message(content: dict[str, Any]) -> bytes:
     return HEADER.pack(MESSAGE, len(payload), 0) + payload
 
 
+def content_of(payload: bytes | bytearray | memoryview) -> dict[str, Any] | None:
+    """Return what a MESSAGE frame says, None when it is not the JSON object that it should be."""
+    try:
+        content = json.loads(bytes(payload))
+    except (ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
 def add_range(ranges: list[list[int]], offset: int, length: int) -> bool:
     """Note that a part was sent or received, joined to the one before if it follows it; return whether it did."""
     if ranges and sum(ranges[-1]) == offset:

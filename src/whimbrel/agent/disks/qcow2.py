@@ -40,6 +40,16 @@ def refuse_references(path: Path, image: Image) -> None:
         )
 
 
+def refuse_data_file(path: Path) -> None:
+    """Raise StepError when a qcow2 file keeps its data in another file, which its header alone would name."""
+    with path.open("rb") as file:
+        head = file.read(80)
+    if len(head) < 80 or not head.startswith(b"QFI\xfb"):
+        raise StepError(f"{path.name} was declared as qcow2 and is not.")
+    if int.from_bytes(head[4:8]) >= 3 and _FEATURES.unpack_from(head, 72)[0] & _EXTERNAL_DATA:
+        raise StepError(f"{path.name} keeps its data in another file, which no disk of a server may.")
+
+
 def make_overlay(directory: Path, disk: Disk, image: Image, control: Control) -> None:
     """Make an empty top layer over the base image beside it."""
     argv = ["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", BASE, "-F", image.format]

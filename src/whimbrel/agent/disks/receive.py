@@ -36,6 +36,7 @@ from whimbrel.agent.disks.frames import (
     SHA256,
     VERSION,
     add_range,
+    content_of,
     message,
 )
 from whimbrel.domain.errors import StepError
@@ -50,6 +51,9 @@ ACKNOWLEDGE_EVERY = 8 << 20
 SYNC_EVERY = 32 << 20
 UNSYNCED_LIMIT = 128 << 20
 """A slow disk holds the source back here, so that the last sync never takes longer than the stall limit."""
+
+LARGEST_FILE = 1 << 60
+"""Bytes; what a file system can hold is less."""
 
 _FILE = re.compile(r"disk-[0-9]{1,3}|" + re.escape(CONFIG_DRIVE))
 
@@ -202,10 +206,15 @@ class Receiver:
                 self._answer({"written": self._written})
             return True
         self._finish_current()
-        content = json.loads(bytes(payload))
+        content = content_of(payload)
+        if content is None:
+            raise StepError("a message came that is no message; is the source of another release?")
         if content.get("end"):
             return False
-        self._current = Incoming(directory, str(content.get("file")), int(content.get("size", -1)))
+        size = content.get("size")
+        if not isinstance(size, int) or not 0 <= size <= LARGEST_FILE:
+            raise StepError(f"{content.get('file')!r:.80} cannot have {size!r:.80} bytes.")
+        self._current = Incoming(directory, str(content.get("file")), size)
         return True
 
     def _finish_current(self) -> None:
@@ -225,8 +234,8 @@ class Receiver:
 
     def _expect(self, word: str) -> dict[str, Any]:
         kind, _, payload = self._inlet.next()
-        content = json.loads(bytes(payload)) if kind == MESSAGE else {}
-        if not isinstance(content, dict) or word not in content:
+        content = content_of(payload) if kind == MESSAGE else None
+        if content is None or word not in content:
             raise StepError(f"expected {word!r}; is the source of another release?")
         return content
 

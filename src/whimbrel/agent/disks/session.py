@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import select
 import signal
@@ -13,7 +12,7 @@ from collections import deque
 from typing import Any, NoReturn, Protocol
 
 from whimbrel.agent.children import start_time
-from whimbrel.agent.disks.frames import DATA, HEADER, MESSAGE, MESSAGE_LIMIT, message
+from whimbrel.agent.disks.frames import DATA, HEADER, MESSAGE, MESSAGE_LIMIT, content_of, message
 from whimbrel.agent.disks.refusals import explain
 from whimbrel.domain.errors import StepError
 from whimbrel.migration.messages import Place
@@ -152,14 +151,18 @@ class Session:
                     )
                 if len(self._heard) < HEADER.size + length:
                     break
-                self._take(json.loads(self._heard[HEADER.size : HEADER.size + length]))
+                self._take(content_of(self._heard[HEADER.size : HEADER.size + length]))
                 del self._heard[: HEADER.size + length]
 
-    def _take(self, answer: dict[str, Any]) -> None:
+    def _take(self, answer: dict[str, Any] | None) -> None:
+        if answer is None:
+            raise StepError(f"{self._target.host} answered with what is no message; is it of another release?")
         if "error" in answer:
             raise StepError(str(answer["error"]))
+        if not isinstance(answer.get("written", 0), int):
+            raise StepError(f"{self._target.host} says that it has written {answer['written']!r:.80} bytes.")
         if "written" in answer:
-            self.written = int(answer["written"])
+            self.written = answer["written"]
         else:
             self._answers.append(answer)
 

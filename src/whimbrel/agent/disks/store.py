@@ -134,6 +134,9 @@ class HostDisks:
                     f"{name} of server {order.server} differs on {self._host} from what {_source_host(order)} sent "
                     f"(expected {_short(expected)}, found {_short(found)}); the source's copy is whole."
                 )
+        for path in [incoming / disk.name for disk in order.work.old.disks if disk.format == "qcow2"]:
+            if path.exists():  # whatever the source says that it sent
+                qcow2.refuse_data_file(path)
         return {"verified_bytes": verified}
 
     def resize(self, order: Order, control: Control) -> Facts:
@@ -235,10 +238,12 @@ def _sync_files(directory: Path) -> None:
 def _load(path: Path) -> dict[str, Any] | None:
     with in_words("read", path):
         try:
-            loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            loaded = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-    return loaded
+        except (ValueError, RecursionError) as error:
+            raise StepError(f"{path} is damaged: {error}. The disks must be copied again.") from error
+    return loaded if isinstance(loaded, dict) else None
 
 
 def _source_host(order: Order) -> str:

@@ -47,6 +47,11 @@ class FakeGuests:
             record = self._load().get(server)
         return None if record is None else self._state_of(record)
 
+    def known(self) -> dict[str, PowerState]:
+        """Return every guest on this host by its UUID."""
+        with self._lock:
+            return {server: self._state_of(record) for server, record in self._load().items()}
+
     def compose(self, order: Order) -> tuple[str, list[str]]:
         """Return the definition for this host, and the rewrites that made it differ from the one it came with."""
         guest = order.work.guest

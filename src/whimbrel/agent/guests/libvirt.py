@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,8 @@ LOOK_LIMIT = 6.0
 """Seconds for a mere look at a guest: a heartbeat must not be late because libvirtd hangs."""
 
 ALIVE = (PowerState.RUNNING, PowerState.PAUSED)
+
+_UUID_ARGUMENT = re.compile(rb"\0-uuid\0([0-9a-f-]{36})\0")
 
 
 class LibvirtGuests:
@@ -54,6 +57,25 @@ class LibvirtGuests:
                 f"End that process, or restart libvirtd."
             )
         return None if found is None else PowerState.STOPPED
+
+    def known(self) -> dict[str, PowerState]:
+        """Return every guest on this host by its UUID, whoever made it; UNKNOWN for one whose process only is here."""
+        processes = set(running_guests())  # before the list, because a guest may start in between
+        libvirt = binding()
+
+        def read(connection: Any) -> dict[str, int]:
+            rows = connection.getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE)
+            return {domain.UUIDString(): int(stats["state.state"]) for domain, stats in rows}
+
+        states = self._hypervisor.call("list the guests", read, LOOK_LIMIT)
+        off = (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_CRASHED)
+        found = {
+            server: PowerState.STOPPED if state in off else _power_state(state) for server, state in states.items()
+        }
+        for server in processes:
+            if found.get(server) not in ALIVE and any(qemu_processes(server)):  # else it ended while we looked
+                found[server] = PowerState.UNKNOWN
+        return found
 
     def ready(self, order: Order) -> None:
         """Raise StepError when this host could not run the guest of the order: libvirtd or the bridge is missing."""
@@ -192,12 +214,23 @@ class LibvirtGuests:
 def qemu_processes(server: str) -> Iterator[int]:
     """Find the QEMU processes of a server by their command lines, whatever libvirtd knows of them."""
     wanted = server.encode()
+    return (pid for pid, line in _qemu_command_lines() if wanted in line)
+
+
+def running_guests() -> Iterator[str]:
+    """Find the UUIDs of all guests that a QEMU process runs, whatever libvirtd knows of them."""
+    for _, line in _qemu_command_lines():
+        if (named := _UUID_ARGUMENT.search(line)) is not None:
+            yield named[1].decode()
+
+
+def _qemu_command_lines() -> Iterator[tuple[int, bytes]]:
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
-            if (entry / "comm").read_bytes().startswith(b"qemu-") and wanted in (entry / "cmdline").read_bytes():
-                yield int(entry.name)
+            if (entry / "comm").read_bytes().startswith(b"qemu-"):
+                yield int(entry.name), (entry / "cmdline").read_bytes()
         except OSError:  # it ended while we looked
             continue
 

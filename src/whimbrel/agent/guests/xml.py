@@ -83,6 +83,7 @@ def carried_definition(
             rewrites.append(f"bridge {bridge} -> {host.settings.bridge}")
     rewrites += _fit_cache(domain, host)
     refuse_reach(domain, host.directory, host.settings.host)
+    _refuse_chains(domain, new, image, host)
     return _written(domain), rewrites
 
 
@@ -189,6 +190,37 @@ def _change_disks(domain: ET.Element, old: Guest, new: Guest, image: Image | Non
     return rewrites
 
 
+def _refuse_chains(domain: ET.Element, new: Guest, image: Image | None, host: Host) -> None:
+    """Raise StepError unless each disk is the server's and names its whole chain, as the order declares it.
+
+    Where a chain is not named to its end, the rest would be what a header says that another host has written.
+    """
+    declared = {disk.name: _chain(_disk(disk, image, host)) for disk in new.disks}
+    declared[CONFIG_DRIVE] = _chain(_config_drive(host))
+    for element in _devices_of(domain).findall("disk"):
+        name = _file_name(element) or "one without a file"
+        if _chain(element) != declared.get(name):
+            raise StepError(
+                f"The definition that came to {host.settings.host} has a disk, {name}, that is not as its order "
+                f"declares it: {_chain(element)}; a hard reboot mends it."
+            )
+
+
+def _chain(disk: ET.Element) -> list[tuple[str | None, str | None]]:
+    """Return format and file of each layer of a disk, top first; a layer of None ends a chain that is left open."""
+    driver, source = disk.find("driver"), disk.find("source")
+    layers = [(_get(driver, "type"), _get(source, "file"))]
+    below = disk.find("backingStore")
+    while below is not None and len(below):
+        layers.append((_get(below.find("format"), "type"), _get(below.find("source"), "file")))
+        below = below.find("backingStore")
+    return layers if below is not None else [*layers, (None, None)]
+
+
+def _get(element: ET.Element | None, attribute: str) -> str | None:
+    return None if element is None else element.get(attribute)
+
+
 def _move_files(domain: ET.Element, server: str, host: Host) -> list[str]:
     """Point every file of the server's directory to where that directory is on this host."""
     moved = set()
@@ -252,7 +284,10 @@ def _mib(element: ET.Element) -> float:
     unit = element.get("unit", "KiB")
     if unit not in scale:
         raise StepError(f"The definition gives its memory in {unit!r}, which is not understood.")
-    return int(element.text or 0) * scale[unit]
+    try:
+        return int(element.text or 0) * scale[unit]
+    except ValueError as error:
+        raise StepError(f"The definition gives its memory as {element.text!r:.80}, which is no number.") from error
 
 
 def _text(parent: ET.Element, tag: str, text: str, **attributes: str) -> None:

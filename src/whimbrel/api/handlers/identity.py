@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
+from whimbrel.api import parameters
 from whimbrel.api.call import Call, Reply
 from whimbrel.api.views import identity as view
 from whimbrel.domain.errors import Forbidden, Invalid, NotFound, Unauthorized
@@ -333,7 +334,7 @@ def _role(role_id: str) -> str:
 
 
 def _listing(call: Call, noun: str, items: list[dict[str, Any]]) -> Reply:
-    return Reply(body=view.listing(noun, items, call.services.public_url))
+    return Reply(body=view.listing(noun, parameters.asked_page(call, items), call.services.public_url))
 
 
 def _asks_for_our_domain(call: Call) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from whimbrel.api.call import Call
@@ -12,6 +13,9 @@ from whimbrel.store.images import SORT_KEYS, Search
 DEFAULT_LIMIT = 100
 LIMIT_MAX = 1000
 PROPERTIES_MAX = 16
+VALUES_MAX = 100
+PROPERTY_NAME = re.compile(r'[^"\\\x00-\x1f]{1,255}')
+"""A property's name becomes part of a path into JSON, where quotes and backslashes would end it."""
 
 _TEXTS = {
     "id": "id",
@@ -46,6 +50,9 @@ def search_of(call: Call) -> Search:
             columns[column] = [_flag(call, name)]
     known = {*_TEXTS, *_NUMBERS, *_FLAGS, *_OTHERS, *_IGNORED}
     properties = {name: values[0] for name, values in call.query.items() if name not in known}
+    strange = next((name for name in properties if not PROPERTY_NAME.fullmatch(name)), None)
+    if strange is not None:
+        raise Invalid(f"An image cannot be asked for by a property named {strange[:80]!r}.")
     if len(properties) > PROPERTIES_MAX:
         raise Invalid(f"At most {PROPERTIES_MAX} properties can be asked for at once.")
     visibility = call.first("visibility")
@@ -72,6 +79,8 @@ def _sort(call: Call) -> tuple[tuple[str, bool], ...]:
         ways = list(call.query.get("sort_dir", ())) or ["desc"]
         keys = list(call.query.get("sort_key", ())) or ["created_at"]
         pairs = [(key, ways[min(number, len(ways) - 1)]) for number, key in enumerate(keys)]
+    if len({key for key, _ in pairs}) != len(pairs):
+        raise Invalid("Images can be sorted by each key once.")
     for key, way in pairs:
         if key not in SORT_KEYS or way not in ("asc", "desc"):
             raise Invalid(f"Images cannot be sorted by {key}:{way}; use {', '.join(SORT_KEYS)} with asc or desc.")
@@ -82,7 +91,10 @@ def _any_of(text: str) -> list[str]:
     """Read `in:a,b` as two values, anything else as one."""
     if not text.startswith("in:"):
         return [text]
-    return [part.strip().strip('"') for part in text.removeprefix("in:").split(",")]
+    values = [part.strip().strip('"') for part in text.removeprefix("in:").split(",")]
+    if len(values) > VALUES_MAX:
+        raise Invalid(f"At most {VALUES_MAX} values can be asked for at once.")
+    return values
 
 
 def _number(call: Call, name: str) -> int | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import Row
 
+from whimbrel.api import parameters
 from whimbrel.api.call import Call, Reply
 from whimbrel.api.views import networks as view
 from whimbrel.domain.errors import NotFound
@@ -107,10 +108,11 @@ def _groups(call: Call) -> list[dict[str, Any]]:
 
 
 def _listing(call: Call, noun: str, items: list[dict[str, Any]]) -> Reply:
-    """Filter by every parameter that is a field of the items; what no item has is no filter."""
+    """Filter by every parameter that is a field of the items, then page; what no item has is no filter."""
     for name, wanted in call.query.items():
         if name not in NOT_FILTERS:
             items = [item for item in items if name not in item or _text(item[name]) in map(str.lower, wanted)]
+    items = parameters.asked_page(call, items)
     return Reply(body={noun: [view.only(item, _fields(call)) for item in items]})
 
 

@@ -13,6 +13,7 @@ from whimbrel.api import quotas
 from whimbrel.api.call import Call, Reply
 from whimbrel.api.handlers import finding
 from whimbrel.api.parameters import TRUE
+from whimbrel.api.schemas.servers import NAME
 from whimbrel.api.views import links
 from whimbrel.api.views import networks as network_view
 from whimbrel.api.views.servers import ZONE
@@ -141,6 +142,8 @@ def _count(given: dict[str, Any]) -> int:
         raise Invalid("min_count must be <= max_count")
     if most > MAX_SERVERS_AT_ONCE:
         raise Invalid(f"At most {MAX_SERVERS_AT_ONCE} servers can be created in one request.")
+    if most > 1 and len(f"{given['name']}-{most}") > NAME["maxLength"]:
+        raise Invalid(f"The name is too long to be numbered from 1 to {most}; shorten it.")
     return most
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 from sqlalchemy import Connection, Row
 
@@ -140,7 +141,7 @@ async def add_tag(call: Call) -> Reply:
         return old if tag in old else [*old, tag]
 
     await _tags(call, add)
-    location = f"{call.services.public_url}/compute/v2.1/servers/{call.params['id']}/tags/{tag}"
+    location = f"{call.services.public_url}/compute/v2.1/servers/{call.params['id']}/tags/{quote(tag, safe='')}"
     return Reply(204 if tag in before else 201, headers={"Location": location})
 
 

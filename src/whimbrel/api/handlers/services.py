@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from whimbrel.api import parameters
 from whimbrel.api.call import Call, Reply
 from whimbrel.api.handlers import finding, recovery
 from whimbrel.api.handlers.server_create import is_true
@@ -29,7 +30,7 @@ async def index(call: Call) -> Reply:
         for host in hosts
         if named in (None, "", host.row.name) and binary in (None, "", view.BINARY)
     ]
-    return Reply(body={"services": shown})
+    return Reply(body={"services": parameters.asked_page(call, shown)})
 
 
 def _service(call: Call, host: HostView) -> dict[str, Any]:

@@ -29,7 +29,7 @@ _FLAVOR: dict[str, Any] = {
     "id": {
         "anyOf": [
             {"type": "null"},
-            {"type": "integer", "minimum": 0},
+            {"type": "integer", "minimum": 0, "maximum": MOST},
             {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^(?! )[a-zA-Z0-9. _-]+(?<! )\Z"},
         ]
     },
@@ -61,7 +61,7 @@ EXTRA_SPECS = one((2, 1), strict({"extra_specs": _SPECS}, "extra_specs"))
 EXTRA_SPEC = one((2, 1), {**_SPECS, "minProperties": 1, "maxProperties": 1})
 
 _TENANT = strict(
-    {"tenant": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[a-zA-Z0-9-]*\Z"}}, "tenant"
+    {"tenant": {"type": "string", "minLength": 1, "maxLength": 32, "pattern": r"^[a-zA-Z0-9-]*\Z"}}, "tenant"
 )
 ADD_ACCESS = action("addTenantAccess", _TENANT)
 REMOVE_ACCESS = action("removeTenantAccess", _TENANT)

@@ -14,7 +14,12 @@ COUNT: Json = {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "
 DISK_CONFIG: Json = {"enum": ["AUTO", "MANUAL"]}
 DESCRIPTION: Json = {"type": ["string", "null"], "maxLength": 255, "pattern": r"^[^\x00-\x08\x0e-\x1f]*\Z"}
 HOSTNAME: Json = {"type": "string", "minLength": 1, "maxLength": 63, "pattern": r"^[a-zA-Z0-9][a-zA-Z0-9-]*\Z"}
-FLAVOR_REF: Json = {"anyOf": [{"type": "string", "minLength": 1}, {"type": "integer", "minimum": 0}]}
+FLAVOR_REF: Json = {
+    "anyOf": [
+        {"type": "string", "minLength": 1, "maxLength": 255},
+        {"type": "integer", "minimum": 0, "maximum": 2**31 - 1},
+    ]
+}
 FULL_HOSTNAME: Json = {
     "type": "string",
     "minLength": 1,
@@ -160,8 +165,13 @@ LOCK = (
         (2, 73),
     ),
 )
+MOST_LINES = 10**9 - 1
 _LENGTH: Json = {
-    "anyOf": [{"type": "null"}, {"type": "integer", "minimum": -1}, {"type": "string", "pattern": r"^-?[0-9]{1,9}\Z"}]
+    "anyOf": [
+        {"type": "null"},
+        {"type": "integer", "minimum": -1, "maximum": MOST_LINES},
+        {"type": "string", "pattern": r"^-?[0-9]{1,9}\Z"},
+    ]
 }
 CONSOLE = action("os-getConsoleOutput", strict({"length": _LENGTH}))
 

@@ -13,7 +13,10 @@ def prepare(world: World, order: Order, control: Control) -> Facts:
 
 
 def discard(world: World, order: Order, control: Control) -> Facts:
-    """Remove what this attempt made at the target, and nothing else."""
+    """Remove what this attempt made at the target, and nothing else; the undo of its definition may still be owed."""
+    if world.directories.is_live(order.server, order.attempt):
+        world.guests.destroy(order.server)
+        world.guests.undefine(order.server)
     return {"freed_bytes": world.directories.discard(order.server, order.attempt)}
 
 

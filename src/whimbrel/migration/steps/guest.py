@@ -6,6 +6,8 @@ paused, then recorded as released, then let run. So "it never ran here" is a fac
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from whimbrel.domain.errors import StepError
 from whimbrel.domain.migration import Answer
 from whimbrel.domain.server import PowerAction, PowerState
@@ -105,6 +107,9 @@ def undefine(world: World, order: Order, control: Control) -> Facts:
         world.guests.destroy(order.server)
         world.guests.undefine(order.server)
         world.directories.disown(order.server, order.attempt)
+    elif not world.directories.is_live(order.server):
+        # This undo came as a debt, after that of `prepare` had taken the files: a definition without any is left over.
+        world.guests.undefine(order.server)
     return {}
 
 
@@ -175,10 +180,15 @@ def restart(world: World, order: Order, control: Control) -> Facts:
 
 
 def set_power(world: World, order: Order, control: Control) -> Facts:
-    """Start, stop or reboot the guest where it is."""
+    """Start, stop or reboot the guest where it is; one that a move could not bring back is brought back first."""
     server, action = order.server, order.work.action
     state = world.guests.state(server)
     forced = False
+    if state is None and action is not PowerAction.STOP:
+        world.directories.bring_back(server)
+        definition = world.directories.saved_definition(server, order.attempt)
+        if definition is not None:
+            world.guests.define(server, definition)
     if action in (PowerAction.STOP, PowerAction.REBOOT_SOFT) and state in ALIVE:
         forced = world.guests.shut_down(server, order.work.grace, control)
     elif action is PowerAction.REBOOT_HARD:
@@ -189,10 +199,7 @@ def set_power(world: World, order: Order, control: Control) -> Facts:
     running = action is not PowerAction.STOP
     if running and world.guests.state(server) is not PowerState.RUNNING:
         world.grants.grant(server, order.epoch)
-        if world.guests.state(server) is not PowerState.PAUSED:
-            world.guests.create_paused(server)
-        world.grants.release(server, order.epoch)
-        world.guests.resume(server)
+        _run(world, order)
     return {"power_state": PowerState.RUNNING if running else PowerState.STOPPED, "forced": forced}
 
 
@@ -207,16 +214,32 @@ def is_powered(world: World, order: Order, control: Control) -> tuple[Answer, Fa
 
 
 def _grant_and_run(world: World, order: Order) -> PowerState:
-    """Record the grant; if the guest ran before, make it paused, record the release, let it run."""
+    """Record the grant and let the guest run, if it ran before; a failure says whether it was ever released."""
     world.grants.grant(order.server, order.epoch)
     if not order.work.was_running:
         return PowerState.STOPPED
+    try:
+        _run(world, order)
+    except StepError as error:
+        error.facts["released"] = world.grants.was_released(order.server, order.epoch)
+        raise
+    return PowerState.RUNNING
+
+
+def _run(world: World, order: Order) -> None:
+    """Make the guest paused, record the release, let it run; what was made and cannot be let run is ended."""
     try:
         if world.guests.state(order.server) not in ALIVE:
             world.guests.create_paused(order.server)
         world.grants.release(order.server, order.epoch)
         world.guests.resume(order.server)
-    except StepError as error:
-        error.facts["released"] = world.grants.was_released(order.server, order.epoch)
+    except StepError:
+        _drop_half_started(world, order.server)
         raise
-    return PowerState.RUNNING
+
+
+def _drop_half_started(world: World, server: str) -> None:
+    """End a process that was made and not let run; the next try makes another one."""
+    with suppress(StepError):  # what has failed before matters more, and a try that follows may find it gone
+        if world.guests.state(server) is PowerState.PAUSED:
+            world.guests.destroy(server)

@@ -13,8 +13,8 @@ def source(world: World, order: Order, control: Control) -> Facts:
 
 
 def source_is_gone(world: World, order: Order, control: Control) -> tuple[Answer, Facts]:
-    """Gone is gone."""
-    return (Answer.NOT_DONE if world.directories.is_sealed(order.server, order.attempt) else Answer.DONE), {}
+    """The name goes before the bytes do, and deleting again is accepted: so it is simply done again."""
+    return Answer.NOT_DONE, {}
 
 
 def target(world: World, order: Order, control: Control) -> Facts:
@@ -36,6 +36,13 @@ def everything(world: World, order: Order, control: Control) -> Facts:
     world.guests.destroy(order.server)
     world.guests.undefine(order.server)
     return {"freed_bytes": world.directories.remove_all(order.server)}
+
+
+def stale(world: World, order: Order, control: Control) -> Facts:
+    """Remove what a server left behind when it was evacuated, unless it has come back to this host since."""
+    if world.grants.granted_since(order.server, int(order.results["hand_over"]["epoch"])):
+        return {"freed_bytes": 0}
+    return everything(world, order, control)
 
 
 def everything_is_gone(world: World, order: Order, control: Control) -> tuple[Answer, Facts]:

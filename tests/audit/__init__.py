@@ -1,0 +1,1 @@
+"""Audits: the pure comparison, and real processes that are made to drift."""

@@ -1,0 +1,1 @@
+"""Bad input, made by the thousand: no 500, no traceback, nothing changed by what was refused."""

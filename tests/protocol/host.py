@@ -1,0 +1,351 @@
+"""One host in memory: a hypervisor, the files of one server, and a guest that numbers its writes.
+
+It keeps the rules that the ports promise (`whimbrel.migration.ports`), and nothing more. Before and after each change
+of the world it says what it is about to do, through `touch`: there a test may cut the power, kill the agent, let the
+call fail, or let the hypervisor fall silent.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from whimbrel.agent.grants import LedgerGrants
+from whimbrel.agent.ledger import Ledger
+from whimbrel.domain.errors import StepError
+from whimbrel.domain.server import PowerState
+from whimbrel.migration.messages import Facts, Order
+from whimbrel.migration.ports import Control, World
+
+SERVER = "11111111-2222-4333-8444-555555555555"
+ALIVE = (PowerState.RUNNING, PowerState.PAUSED)
+
+
+KEPT = (
+    "up", "boot", "live", "incoming", "sealed", "defined", "process", "open_files", "channels",
+    "granted", "let_run_at",
+)  # fmt: skip
+
+
+class Broken(BaseException):
+    """Something happened that must never happen. Not an Exception, because an agent outlives those."""
+
+
+@dataclass
+class Copy:
+    """One directory of the server's files: who made it, the writes on its disk, its size, its saved definition."""
+
+    attempt: str
+    writes: list[int] = field(default_factory=list)
+    size_mb: int = 1024
+    definition: str | None = None
+    arrived: Facts | None = None
+
+    def digest(self) -> int:
+        """Return a number that tells this content from any other."""
+        return zlib.crc32(repr(self.writes).encode())
+
+
+def definition_of(order: Order) -> str:
+    """Return what a host makes of an order's guest."""
+    return f"{order.work.guest.uuid} vcpus={order.work.guest.vcpus}"
+
+
+class Host:
+    """The world of one host: what the ports Guests, Directories, Disks and Channels ask of it."""
+
+    def __init__(self, name: str, touch: Callable[[str], None]) -> None:
+        self.name = name
+        self._touch = touch
+        self.up = True
+        self.boot = 1
+        self.live: Copy | None = None
+        self.incoming: dict[str, Copy] = {}
+        self.sealed: dict[str, Copy] = {}
+        self.defined: str | None = None
+        self.process: PowerState | None = None
+        self.open_files: Copy | None = None
+        self.channels: set[str] = set()
+        self.granted = self.let_run_at = 1
+        self.peers: dict[str, Host] = {}
+
+    def world(self, ledger: Ledger) -> World:
+        """Return the ports, with the real grants over a real ledger."""
+        return World(self, self, self, self, Promises(ledger, self))  # type: ignore[arg-type]
+
+    def touch(self, what: str) -> None:
+        """Say what is about to happen or has just happened here."""
+        self._touch(f"{self.name}.{what}")
+
+    def save(self) -> bytes:
+        """Return the state of the host."""
+        return pickle.dumps({name: getattr(self, name) for name in KEPT})
+
+    def restore(self, state: bytes) -> None:
+        """Go back to a saved state."""
+        self.__dict__ |= pickle.loads(state)
+
+    @property
+    def running(self) -> bool:
+        """Whether the guest runs here."""
+        return self.process is PowerState.RUNNING
+
+    def copies(self) -> list[Copy]:
+        """Return every directory of the server on this host."""
+        return [*([self.live] if self.live else []), *self.incoming.values(), *self.sealed.values()]
+
+    def lose_power(self) -> None:
+        """Everything volatile is gone; what is on the disk stays."""
+        self.process = self.open_files = None
+        self.channels.clear()
+        self.boot += 1
+
+    def write(self, number: int) -> bool:
+        """Let the guest make one durable write, if it runs; return whether it did."""
+        if self.process is not PowerState.RUNNING:
+            return False
+        assert self.open_files is not None
+        self.open_files.writes.append(number)
+        return True
+
+    # --- guests ----------------------------------------------------------------------------------
+
+    def state(self, server: str) -> PowerState | None:
+        self.touch("?state")
+        if self.defined is None:
+            return None
+        return self.process or PowerState.STOPPED
+
+    def known(self) -> dict[str, PowerState]:
+        return {server: self.state(server) or PowerState.UNKNOWN for server in self.domains}
+
+    def compose(self, order: Order) -> tuple[str, list[str]]:
+        made = definition_of(order)
+        if order.from_image or order.protocol == "power":
+            return made, []
+        carried = order.results.get("stop_guest", {}).get("definition")
+        if carried is None:
+            raise StepError(f"No definition of server {order.server} came from its source.")
+        return made, [] if made == carried else [f"{carried} became {made}"]
+
+    def define(self, server: str, definition: str) -> None:
+        self.touch("define")
+        self.defined = definition
+        self.touch("defined")
+
+    def undefine(self, server: str) -> None:
+        self.touch("undefine")
+        if self.process in ALIVE:
+            raise StepError("it runs; stop it before it is forgotten")
+        self.defined = None
+
+    def definition(self, server: str) -> str | None:
+        return self.defined
+
+    def create_paused(self, server: str) -> None:
+        self.touch("create_paused")
+        if self.process in ALIVE:
+            raise StepError("it has a process already")
+        if self.defined is None or self.live is None:
+            raise StepError("there is nothing to start")
+        self.process, self.open_files = PowerState.PAUSED, self.live
+        self.touch("created")
+
+    def resume(self, server: str) -> None:
+        self.touch("resume")
+        if self.process not in ALIVE:
+            raise StepError("there is no process to let run")
+        if self.process is PowerState.PAUSED:
+            self.let_run_at = self.granted
+        self.process = PowerState.RUNNING
+        self.touch("resumed")
+
+    def shut_down(self, server: str, grace: float, control: Control) -> bool:
+        self.touch("shut_down")
+        self.process = self.open_files = None
+        return False
+
+    def destroy(self, server: str) -> None:
+        self.touch("destroy")
+        self.process = self.open_files = None
+
+    # --- directories -----------------------------------------------------------------------------
+
+    def adopt(self, server: str, attempt: str) -> None:
+        self.touch("adopt")
+        if attempt in self.incoming:
+            if self.live is not None:
+                raise StepError("another live directory is in the way")
+            self.live = self.incoming.pop(attempt)
+        elif not self.is_live(server, attempt):
+            raise StepError(f"attempt {attempt} was not prepared here")
+
+    def disown(self, server: str, attempt: str) -> None:
+        if self.is_live(server, attempt):
+            self.touch("disown")
+            assert self.live is not None
+            self.incoming[attempt], self.live = self.live, None
+
+    def is_live(self, server: str, attempt: str | None = None) -> bool:
+        return self.live is not None and attempt in (None, self.live.attempt)
+
+    def seal(self, server: str, attempt: str) -> None:
+        if attempt in self.sealed:
+            return
+        self.touch("rename")
+        if self.live is None or self.live.attempt == attempt:
+            raise StepError("there is nothing to seal")
+        self.sealed[attempt], self.live = self.live, None
+        self.touch("renamed")
+
+    def unseal(self, server: str, attempt: str) -> None:
+        if attempt in self.sealed:
+            self.disown(server, attempt)
+            self.touch("rename_back")
+            if self.live is not None:
+                raise StepError("another live directory is in the way")
+            self.live = self.sealed.pop(attempt)
+        elif self.live is None or self.live.attempt == attempt:
+            raise StepError("there is nothing to go back to")
+
+    def bring_back(self, server: str) -> None:
+        if self.live is None and len(self.sealed) == 1:
+            self.touch("bring_back")
+            self.live = self.sealed.popitem()[1]
+
+    def is_sealed(self, server: str, attempt: str) -> bool:
+        return attempt in self.sealed
+
+    def save_definition(self, server: str, definition: str) -> None:
+        self.touch("save_definition")
+        if self.live is None:
+            raise StepError("there is no live directory")
+        self.live.definition = definition
+
+    def saved_definition(self, server: str, attempt: str) -> str | None:
+        for place in (self.live, self.sealed.get(attempt)):
+            if place is not None and place.definition is not None:
+                return place.definition
+        return None
+
+    def discard(self, server: str, attempt: str) -> int:
+        self.touch("discard")
+        self.incoming.pop(attempt, None)
+        if self.is_live(server, attempt):
+            self._remove(self.live)
+            self.live = None
+        return 0
+
+    def remove_sealed(self, server: str, attempt: str) -> int:
+        self.touch("remove_sealed")
+        self._remove(self.sealed.pop(attempt, None))
+        return 0
+
+    def remove_all(self, server: str) -> int:
+        self.touch("remove_all")
+        for place in self.copies():
+            self._remove(place)
+        self.live, self.incoming, self.sealed = None, {}, {}
+        return 0
+
+    def _remove(self, place: Copy | None) -> None:
+        if place is not None and place is self.open_files:
+            raise Broken(f"{self.name} removes the files under a guest's process")
+
+    # --- disks and channel -----------------------------------------------------------------------
+
+    def prepare(self, order: Order, control: Control) -> Facts:
+        if self.is_live(order.server, order.attempt):
+            return {}
+        self.incoming.pop(order.attempt, None)
+        self.touch("prepare")
+        self.incoming[order.attempt] = Copy(order.attempt, size_mb=self._size(order))
+        self.touch("prepared")
+        return {}
+
+    @staticmethod
+    def _size(order: Order) -> int:
+        """What is made from an image has its full size, what is copied that of its source."""
+        return (order.work.guest if order.from_image else order.work.old).disks[0].size_mb
+
+    def is_prepared(self, order: Order) -> bool:
+        return order.attempt in self.incoming
+
+    def open(self, order: Order, control: Control) -> Facts:
+        self.touch("open_channel")
+        assert order.work.target is not None
+        peer = self.peers[order.work.target.host]
+        if not peer.up or order.attempt not in peer.incoming:
+            raise StepError(f"{peer.name} does not receive")
+        self.channels.add(order.attempt)
+        return {"shared": False}
+
+    def close(self, order: Order) -> None:
+        self.channels.discard(order.attempt)
+
+    def is_open(self, order: Order) -> bool:
+        return order.attempt in self.channels
+
+    def wait_for_slot(self, order: Order, control: Control) -> None:
+        self.touch("wait_for_slot")
+
+    def push(self, order: Order, control: Control) -> Facts:
+        self.touch("copy_disks")
+        assert order.work.target is not None
+        peer = self.peers[order.work.target.host]
+        if not peer.up or order.attempt not in peer.incoming:
+            raise StepError(f"{peer.name} does not receive")
+        if order.attempt not in self.sealed:
+            raise StepError("the disks may change")
+        sealed, received = self.sealed[order.attempt], peer.incoming[order.attempt]
+        sealed.arrived = None
+        received.writes = sealed.writes[: len(sealed.writes) // 2]
+        self.touch("copying")
+        received.writes = list(sealed.writes)
+        self.touch("copied")
+        sealed.arrived = {"disks": {"disk-0": sealed.digest()}}
+        return sealed.arrived
+
+    def pushed(self, order: Order) -> Facts | None:
+        sealed = self.sealed.get(order.attempt)
+        return sealed.arrived if sealed is not None else None
+
+    def verify(self, order: Order, control: Control) -> Facts:
+        self.touch("verify_disks")
+        found = self.incoming.get(order.attempt)
+        if found is None or found.digest() != order.results["copy_disks"]["disks"]["disk-0"]:
+            raise StepError("the copy differs from what was sent")
+        return {}
+
+    def resize(self, order: Order, control: Control) -> Facts:
+        self.touch("resize_disks")
+        self.incoming[order.attempt].size_mb = order.work.guest.disks[0].size_mb
+        self.touch("resized")
+        return {}
+
+
+class Promises(LedgerGrants):
+    """The real grants, with a boundary before and after each promise."""
+
+    def __init__(self, ledger: Ledger, host: Host) -> None:
+        super().__init__(ledger)
+        self._host = host
+        self._touch = host.touch
+
+    def grant(self, server: str, epoch: int) -> None:
+        self._touch("grant")
+        super().grant(server, epoch)
+        self._host.granted = epoch
+        self._touch("granted")
+
+    def release(self, server: str, epoch: int) -> None:
+        self._touch("release")
+        super().release(server, epoch)
+        self._touch("released")
+
+    def seal(self, server: str, attempt: str) -> None:
+        self._touch("promise")
+        super().seal(server, attempt)
+        self._touch("promised")
