@@ -123,6 +123,7 @@ def test_an_agent_whose_lease_ran_out_obeys_nothing_and_every_guest_needs_a_new_
     first = admission.id
     now["boot"] += 31
     assert not admission.may_run()
+    assert not admission.may_obey(), "an order that comes now is not taken, whoever looked last"
     # It was under way; the guests have been ended all the same.
     admission.renew(Lease("h1", first, now["boot"] - 5, 30))
     assert not admission.may_obey() and admission.id != first
