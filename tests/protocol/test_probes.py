@@ -138,3 +138,17 @@ def test_a_revoke_ends_the_guest_and_says_whether_it_had_ever_run(place: Place) 
     place.show(PowerState.RUNNING)
     assert guest.revoke(place.world, of, Control()) == {"released": True, "power_state": PowerState.STOPPED}
     assert place.host.process is None and place.grants.is_sealed(SERVER)
+
+
+@pytest.mark.parametrize("state", [PowerState.PAUSED, PowerState.RUNNING])
+def test_a_guest_that_is_half_way_down_is_let_down_before_it_is_brought_back(place: Place, state: PowerState) -> None:
+    of, told = asked("stop_guest"), list[str]()
+    place.grants.seal(SERVER, of.attempt)
+    place.host.sealed[of.attempt], place.host.live = Copy("0-1", definition="<domain/>"), None
+    place.show(state)
+    place.host._touch = told.append
+    guest.unseal(place.world, of, Control())
+    assert told.index("h1.shut_down") < told.index("h1.create_paused") and place.host.running
+    told.clear()
+    guest.unseal(place.world, of, Control())
+    assert "h1.shut_down" not in told and place.host.running, "one that was brought back is left alone"
