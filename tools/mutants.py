@@ -46,6 +46,7 @@ TESTS = (
     "tests/unit/test_decide.py",
     "tests/unit/test_ledger.py",
     "tests/unit/test_keeper.py",
+    "tests/protocol/test_probes.py",
     "tests/protocol/test_every_protocol.py",
     "tests/protocol/test_traps.py",
     "tests/protocol/test_moves.py",

@@ -123,6 +123,7 @@ def test_an_agent_whose_lease_ran_out_obeys_nothing_and_every_guest_needs_a_new_
     first = admission.id
     now["boot"] += 31
     assert not admission.may_run()
+    assert not admission.may_obey(), "an order that comes now is not taken, whoever looked last"
     # It was under way; the guests have been ended all the same.
     admission.renew(Lease("h1", first, now["boot"] - 5, 30))
     assert not admission.may_obey() and admission.id != first
@@ -150,6 +151,19 @@ def test_an_agent_that_was_away_when_its_lease_ran_out_knows_that_its_guests_wer
     assert not grants.holds_grant(SERVER), "what the keeper has ended is to be started again"
     again.welcome(Welcome("h1", asked.admission, {}, Lease("h1", asked.admission, asked.composed, 30)))
     assert again.may_obey()
+
+
+@pytest.mark.parametrize("look", ["may_obey", "check", "ask", "renew"])
+def test_whatever_an_agent_does_next_it_notices_that_its_lease_has_run_out(
+    settings: Agent, ledger: Ledger, keeper: Keeper, now: dict[str, float], look: str
+) -> None:
+    keeper.look()
+    admission = admitted(settings, ledger, lease=30)
+    grants = LedgerGrants(ledger, admission.may_run)
+    grants.grant(order("start_guest", 1))
+    now["boot"] += 31
+    getattr(admission, look)(*([Lease("h1", admission.id, now["boot"], 30)] if look == "renew" else []))
+    assert not admission.admitted and not grants.holds_grant(SERVER)
 
 
 def test_a_lease_that_comes_too_late_admits_nobody(
