@@ -13,11 +13,11 @@ import os
 import shutil
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, event, text
-from sqlalchemy.exc import OperationalError
 
 from tests.sim.faults import Mishaps
 from tests.sim.timeloop import CURRENT, Crash, Process, TimeLoop, getcurrent, inside, outside, pause, run_apart
@@ -27,7 +27,7 @@ from whimbrel.agent.ledger import Ledger
 from whimbrel.bus import codec, queues
 from whimbrel.bus.local import LocalBroker, LocalBus
 from whimbrel.conductor.service import Conductor
-from whimbrel.domain.errors import BusError, StepError
+from whimbrel.domain.errors import BusError, StepError, Unavailable
 from whimbrel.migration.messages import MESSAGES
 from whimbrel.migration.ports import World as Ports
 from whimbrel.ops import settings
@@ -36,6 +36,7 @@ from whimbrel.store.engine import Store
 from whimbrel.store.tables import metadata
 
 CONFIRM_LIMIT = 10.0
+_EMPTY = [*(table.delete() for table in reversed(metadata.sorted_tables)), text("DELETE FROM sqlite_sequence")]
 CODEC = codec.registry(*MESSAGES)
 
 
@@ -125,15 +126,20 @@ class SimStore(Store):
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self.mishaps: Mishaps | None = None
+        self.writes = 0
+        """Writing transactions so far, also those that failed: while it stays, so does what the database says."""
         event.listen(self._engine, "commit", self._before_commit)
 
     def _before_commit(self, connection: Connection) -> None:
         if self.mishaps is not None:
             self.mishaps.point("a commit")
 
-    def write_now(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+    def _write(self, function: Any, asked: float) -> Any:
         self._ask()
-        result = super().write_now(function, *args, **kwargs)
+        try:
+            result = super()._write(function, asked)
+        finally:
+            self.writes += 1
         if self.mishaps is not None:
             self.mishaps.point("a commit's end")
         return result
@@ -149,15 +155,14 @@ class SimStore(Store):
         if not process.alive:
             raise Crash
         if self.mishaps.database_away:
-            raise OperationalError("", {}, Exception("the database is away"))
+            raise Unavailable("The database does not answer.")
 
     def empty(self) -> None:
         """Make it as new as a fresh one."""
 
         def clear(tx: Connection) -> None:
-            for table in reversed(metadata.sorted_tables):
-                tx.execute(table.delete())
-            tx.execute(text("DELETE FROM sqlite_sequence"))
+            for statement in _EMPTY:
+                tx.execute(statement)
 
         self.mishaps = None
         self.write_now(clear)
@@ -212,6 +217,7 @@ class Host:
         """Where the servers' directories are."""
         return self.dir / "instances"
 
+    @cached_property
     def conf(self) -> settings.Agent:
         """The agent's settings."""
         return settings.Agent(
@@ -232,7 +238,7 @@ class Host:
         marker = self.dir / "run" / "boot"
         if not self.on or not marker.exists():
             return None
-        return FakeGuests(self.conf(), marker.read_text())
+        return FakeGuests(self.conf, marker.read_text())
 
     def power_on(self) -> None:
         """Boot it, if it is off: a new boot marker, no guest, a new agent."""
@@ -258,7 +264,7 @@ class Host:
             self.agent = self.cloud.start(f"agent {self.name}", "agent", self._agent, host=self)
 
     async def _agent(self, process: Process, bus: SimBus) -> None:
-        await agent_service.run(settings.Settings(agent=self.conf()), bus)
+        await agent_service.run(settings.Settings(agent=self.conf), bus)
 
 
 class SimCloud:
