@@ -160,16 +160,23 @@ def broken(mutant: Mutant) -> Iterator[None]:
 
 
 def hunt(index: int, seeds: int) -> tuple[int, int, str]:
-    """Run seeds until one sees the mutant; return the index, the count (0: none did) and the finding."""
-    with broken(MUTANTS[index]):
-        for seed in range(1, seeds + 1):
-            try:
-                result = play(seed)
-            except Exception as error:  # whatever a broken product raises, it was noticed
-                return index, seed, f"{type(error).__name__}: {error}"
-            if result.broken:
-                return index, seed, result.broken
+    """Run seeds until one sees the mutant; return the index, the count (0: none did) and the finding.
+
+    A seed in which the whole product fails too says nothing of the mutant.
+    """
+    for seed in range(1, seeds + 1):
+        found = _seen(index, seed)
+        if found and not play(seed).broken:
+            return index, seed, found
     return index, 0, "not found"
+
+
+def _seen(index: int, seed: int) -> str | None:
+    with broken(MUTANTS[index]):
+        try:
+            return play(seed).broken
+        except Exception as error:  # whatever a broken product raises, it was noticed
+            return f"{type(error).__name__}: {error}"
 
 
 def main() -> int:
