@@ -240,9 +240,10 @@ class Auditor:
         """Return what has not come to its end yet; nothing when all rests and what should run does (L1, L2)."""
         books = self.books()
         for row in books.servers:
-            if row.deleted_at is None and not self._is_going(books, row.id) and not self.runners.get(row.id):
-                if why := self._should_run(books, row):
-                    return f"{row.id} does not run yet: {why}"
+            if row.deleted_at is not None or self._is_going(books, row.id) or self.runners.get(row.id):
+                continue
+            if why := self._should_run(books, row):
+                return f"{row.id} does not run yet: {why}"
         for row in books.migrations:
             if row.open and not (row.window_open and row.verdict is None):
                 return f"migration {row.id} ({row.kind}) of {row.server_id[:8]} is open, fence={row.fence}"
