@@ -22,6 +22,7 @@ from sqlalchemy import Connection, event, text
 from tests.sim.faults import Mishaps
 from tests.sim.timeloop import CURRENT, Crash, Process, TimeLoop, getcurrent, inside, outside, pause, run_apart
 from whimbrel.agent import service as agent_service
+from whimbrel.agent.directories import HostDirectories
 from whimbrel.agent.guests.fake import FakeGuests
 from whimbrel.agent.ledger import Ledger
 from whimbrel.bus import codec, queues
@@ -187,7 +188,10 @@ class Port:
                 cloud.mishaps.hypervisor(host, name)
             if name in ("push", "open"):
                 cloud.way(host, args[0])
-            return method(*args, **kwargs)
+            done = method(*args, **kwargs)
+            if name == "push" and cloud.mishaps.spoils():
+                cloud.spoil(args[0])
+            return done
 
         return call
 
@@ -359,6 +363,14 @@ class SimCloud:
         peer = self.hosts.get(target.host) if target is not None else None
         if peer is not None and not peer.on:
             raise StepError(f"Host {peer.name} cannot be reached.")
+
+    def spoil(self, order: Any) -> None:
+        """Take the last line of a copy that has just arrived: the wire or a disk lied."""
+        target = self.hosts[order.work.target.host]
+        copy = HostDirectories(target.instances).incoming(order.server, order.attempt) / "disk-0"
+        if target.on and copy.exists():
+            self.tell(target.name, f"the copy of {order.server[:8]} is spoilt")
+            copy.write_text("".join(copy.read_text().splitlines(keepends=True)[:-1]))
 
     def reachable(self, path: Path) -> None:
         """Raise OSError for a file on a host that is without power: its disk is not there to be written."""
