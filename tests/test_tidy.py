@@ -93,14 +93,18 @@ TRACKED = subprocess.run(
 LEFT_OPEN = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
 
 
+COMMON = [Path(name) for name in ("/", "/home", "/opt", "/root", "/srv", "/tmp", "/usr", "/var", "/var/tmp")]
+
+
 def test_nothing_is_left_open_and_no_machine_is_named() -> None:
+    ours = [f"{path}/" for path in (ROOT, *ROOT.parents) if path not in COMMON]
     for name in TRACKED:
         path = ROOT / name
         if not path.is_file() or name.endswith((".lock", ".png")) or name == "tests/test_tidy.py":
             continue
         text = path.read_text(errors="replace")
         assert not LEFT_OPEN.search(text), f"{name} leaves something open"
-        assert str(ROOT.parent) + "/" not in text, f"{name} names a path of this machine"
+        assert not any(place in text for place in ours), f"{name} names a path of this machine"
 
 
 def test_every_word_of_the_layers_contract_holds() -> None:

@@ -40,10 +40,13 @@ TARGETS = (
     *(f"whimbrel.migration.steps.{name}" for name in ("channel", "claim", "disks", "guest", "handover", "retire")),
     "whimbrel.agent.ledger",
     "whimbrel.agent.grants",
+    "whimbrel.agent.admission",
 )
 TESTS = (
     "tests/unit/test_decide.py",
     "tests/unit/test_ledger.py",
+    "tests/unit/test_keeper.py",
+    "tests/protocol/test_probes.py",
     "tests/protocol/test_every_protocol.py",
     "tests/protocol/test_traps.py",
     "tests/protocol/test_moves.py",

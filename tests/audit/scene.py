@@ -11,7 +11,7 @@ from whimbrel.audit.findings import Finding
 from whimbrel.audit.look import Look
 from whimbrel.domain.claim import Resources
 from whimbrel.domain.server import PowerState
-from whimbrel.migration.messages import Inspection, SeenDirectory, SeenServer
+from whimbrel.migration.presence import Inspection, SeenDirectory, SeenServer
 
 SERVER = "11111111-2222-4333-8444-555555555555"
 DELETED = "22222222-2222-4333-8444-555555555555"

@@ -27,7 +27,7 @@ from whimbrel.audit.books import ClaimEntry, DebtEntry, HostEntry
 from whimbrel.audit.findings import Kind, Mend
 from whimbrel.domain.claim import NOTHING, Resources
 from whimbrel.domain.server import PowerState
-from whimbrel.migration.messages import SeenServer
+from whimbrel.migration.presence import SeenServer
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from tests.unit.compute_cloud import add_host
 from whimbrel.bus.codec import registry
 from whimbrel.bus.local import LocalBroker, LocalBus
 from whimbrel.conductor.service import Conductor
-from whimbrel.migration.messages import MESSAGES, Inspect, Inspection
+from whimbrel.migration.messages import MESSAGES
+from whimbrel.migration.presence import Inspect, Inspection
 from whimbrel.ops import metrics, settings
 from whimbrel.ops.errors import SettingsError
 from whimbrel.store.counts import MEANINGS, read_counts

@@ -67,7 +67,7 @@ class FakeHosts:
         self._worlds: dict[str, World] = {}
         for host, each in self._settings.items():
             Path(each.instances_dir).mkdir()
-            self._worlds[host] = world(each, self.ledgers[host])
+            self._worlds[host] = world(each, self.ledgers[host], lambda: True)
 
     def world(self, host: str) -> World:
         return self._worlds[host]

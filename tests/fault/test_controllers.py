@@ -32,7 +32,8 @@ from whimbrel.store.tables import debts, migrations, outbox, servers
 SEED = 20261
 HOSTS = 4
 SERVERS = 10
-MOVES = 5
+MOVES, MOST_MOVES = 5, 100
+"""Of each server, at least and at most."""
 REPLICAS = {"conductor": 2, "scheduler": 2, "api": 3}
 DEADLINE = 120.0
 """Seconds for one wait of a client; most take less than two."""
@@ -124,6 +125,10 @@ class Killer(Thread):
                 self._cloud.start(name)
                 self._wait_ready(name)
 
+    def often_enough(self) -> bool:
+        """Return whether each role was killed more than once."""
+        return min(self.killed[role] for role in REPLICAS) >= 2
+
     def _wait_ready(self, name: str) -> None:
         """Wait until a process that was started again takes part, so that there is always one of its role."""
         if name in self._cloud.urls:
@@ -144,13 +149,17 @@ def _answers(url: str) -> bool:
         return False
 
 
-def move(client: Client, server: str, verdicts: list[str]) -> None:
-    """Move a server once for each verdict."""
-    for verdict in verdicts:
+def move(client: Client, server: str, chance: random.Random, killer: Killer) -> list[str]:
+    """Move a server to and fro until each role was killed often enough; return the verdicts given."""
+    verdicts: list[str] = []
+    while len(verdicts) < MOVES or not killer.often_enough():
+        assert len(verdicts) < MOST_MOVES, killer.killed
+        verdicts.append(chance.choice(["confirmResize", "revertResize"]))
         client.act(server, {"migrate": None})
         client.wait(server, "VERIFY_RESIZE")
-        client.act(server, {verdict: None})
+        client.act(server, {verdicts[-1]: None})
         client.wait(server, "ACTIVE")
+    return verdicts
 
 
 def test_controllers_are_killed_while_fifty_servers_move() -> None:
@@ -163,19 +172,18 @@ def test_controllers_are_killed_while_fifty_servers_move() -> None:
             client.wait(server, "ACTIVE")
         killer = Killer(cloud, chance)
         killer.start()
-        plans = [chance.choices(["confirmResize", "revertResize"], k=MOVES) for _ in made]
         try:
             with ThreadPoolExecutor(SERVERS) as pool:
-                list(pool.map(lambda pair: move(client, *pair), zip(made, plans, strict=True)))
+                moves = [pool.submit(move, client, each, random.Random(f"{SEED} {each}"), killer) for each in made]
+                plans = {server: moving.result() for server, moving in zip(made, moves, strict=True)}
         finally:
             killer.enough.set()
             killer.join()
         store = Store(cloud.database_url)
         try:
-            audit(cloud, store, dict(zip(made, plans, strict=True)))
+            audit(cloud, store, plans)
         finally:
             store.close()
-        assert min(killer.killed[role] for role in REPLICAS) >= 2, killer.killed
 
 
 def audit(cloud: FakeCloud, store: Store, plans: dict[str, list[str]]) -> None:

@@ -29,8 +29,9 @@ from whimbrel.bus.codec import DecodeError, registry
 from whimbrel.conductor import hosts, reports, timers
 from whimbrel.conductor.drive import Driver
 from whimbrel.domain.migration import Answer
-from whimbrel.migration.messages import MESSAGES, Heartbeat, Order, StepReport, Targets
+from whimbrel.migration.messages import MESSAGES, Order, StepReport, Targets
 from whimbrel.migration.ports import World
+from whimbrel.migration.presence import Heartbeat
 from whimbrel.migration.protocols import PROTOCOLS
 from whimbrel.ops import clock
 from whimbrel.ops.settings import Agent, Conductor
@@ -300,7 +301,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Ledge
     )
     (folder / "instances").mkdir()
     ledger = Ledger(agent.state_dir, "boot")
-    yield folder, ledger, world(agent, ledger)
+    yield folder, ledger, world(agent, ledger, lambda: True)
     ledger.close()
 
 

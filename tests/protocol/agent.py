@@ -17,7 +17,8 @@ from whimbrel.agent.executor import ENDS, look, perform
 from whimbrel.agent.ledger import Ledger, ServerRecord, Standing
 from whimbrel.domain.migration import Answer
 from whimbrel.domain.server import PowerState
-from whimbrel.migration.messages import Facts, GuestReport, Heartbeat, Order, StepReport
+from whimbrel.migration.messages import Facts, Order, StepReport
+from whimbrel.migration.presence import GuestReport, Heartbeat
 from whimbrel.migration.protocols import PROTOCOLS
 from whimbrel.ops import settings
 
@@ -77,7 +78,7 @@ class Agent:
     def _open(self) -> None:
         self.ledger = Ledger(self._directory, f"boot-{self.host.boot}")
         self.admission = Admission(self._settings, self.ledger)
-        self._world = self.host.world(self.ledger)
+        self._world = self.host.world(self.ledger, self.admission.may_run)
         self._sent = 0
 
     def close(self) -> None:
@@ -174,7 +175,7 @@ class Agent:
         if seen is None or (self.host.live is None and (seen.grant_epoch is None or seen.sealed is not None)):
             return ()
         state = PowerState.UNKNOWN if seen.at_work else self.host.process or PowerState.STOPPED
-        interrupted = seen.grant_boot not in (None, self.ledger.boot) or seen.sealed is not None
+        interrupted = seen.was_interrupted(self.ledger.boot)
         granted = seen.grant_epoch or 0 if seen.sealed is None else 0
         return (GuestReport(SERVER, state, seen.epoch, seen.number, interrupted, granted),)
 

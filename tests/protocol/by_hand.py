@@ -28,18 +28,9 @@ from whimbrel.domain.errors import CannotTell, StepError
 from whimbrel.domain.migration import Answer, Kind, Verb, Verdict, Witness
 from whimbrel.domain.server import Flavor, PowerState
 from whimbrel.migration import protocols
-from whimbrel.migration.messages import (
-    Ask,
-    Facts,
-    GuestReport,
-    Heartbeat,
-    Order,
-    StepReport,
-    Targets,
-    Wake,
-    Welcome,
-)
+from whimbrel.migration.messages import Ask, Facts, Order, StepReport, Targets, Wake
 from whimbrel.migration.ports import Control, World
+from whimbrel.migration.presence import GuestReport, Heartbeat, Welcome
 from whimbrel.ops import clock, settings
 from whimbrel.store import claims, evacuations, fencing, migrations
 from whimbrel.store.actions import Asked
@@ -256,17 +247,17 @@ class Promises:
 
     host: Host
 
-    def grant(self, server: str, epoch: int) -> None:
+    def grant(self, order: Order) -> None:
         self.host.touch("grant")
-        if epoch < self.host.durable["epoch"]:
+        if order.epoch < self.host.durable["epoch"]:
             raise StepError("revoked")
-        self.host.durable |= {"grant": (epoch, self.host.boot), "sealed": False}
+        self.host.durable |= {"grant": (order.epoch, self.host.boot), "sealed": False}
 
-    def release(self, server: str, epoch: int) -> None:
-        if self.host.durable["sealed"] or self.host.durable["grant"] != (epoch, self.host.boot):
+    def release(self, order: Order) -> None:
+        if self.host.durable["sealed"] or self.host.durable["grant"] != (order.epoch, self.host.boot):
             raise StepError("no grant")
         self.host.touch("release")
-        self.host.durable["released"] = max(self.host.durable["released"], epoch)
+        self.host.durable["released"] = max(self.host.durable["released"], order.epoch)
         self.host.touch("released")
 
     def was_released(self, server: str, epoch: int) -> bool:

@@ -25,6 +25,7 @@ from sqlalchemy import select
 from tests.protocol.agent import Agent, Rows, put_rows, rows
 from tests.protocol.audit import Books, audit, read
 from tests.protocol.host import SERVER, Broken, Copy, Host
+from tests.unit.orders import order
 from whimbrel.agent.grants import LedgerGrants
 from whimbrel.conductor import hosts as host_books
 from whimbrel.conductor import reports, restore, timers
@@ -33,7 +34,8 @@ from whimbrel.domain.claim import Resources
 from whimbrel.domain.migration import Kind, Verdict, Witness
 from whimbrel.domain.server import Flavor, PowerState
 from whimbrel.migration import protocols
-from whimbrel.migration.messages import MESSAGES, Ask, Order, SelectTargets, StepReport, Targets, Wake, Welcome
+from whimbrel.migration.messages import MESSAGES, Ask, Order, SelectTargets, StepReport, Targets, Wake
+from whimbrel.migration.presence import Welcome
 from whimbrel.ops import clock, settings
 from whimbrel.store import claims, evacuations, fencing, migrations
 from whimbrel.store.actions import Asked
@@ -166,9 +168,10 @@ class Cluster:
         host.defined = f"{SERVER} vcpus=1"
         host.live = host.open_files = Copy("0-1", definition=host.defined)
         host.process = PowerState.RUNNING
-        grants = LedgerGrants(self.agents[host.name].ledger)
-        grants.grant(SERVER, 1)
-        grants.release(SERVER, 1)
+        grants = LedgerGrants(self.agents[host.name].ledger, lambda: True)
+        built = order("start_guest", 1, host=host.name, server=SERVER)
+        grants.grant(built)
+        grants.release(built)
 
     # --- boundaries ------------------------------------------------------------------------------
 

@@ -71,9 +71,9 @@ class Host:
         self.granted = self.let_run_at = 1
         self.peers: dict[str, Host] = {}
 
-    def world(self, ledger: Ledger) -> World:
+    def world(self, ledger: Ledger, may_run: Callable[[], bool]) -> World:
         """Return the ports, with the real grants over a real ledger."""
-        return World(self, self, self, self, Promises(ledger, self))  # type: ignore[arg-type]
+        return World(self, self, self, self, Promises(ledger, self, may_run))  # type: ignore[arg-type]
 
     def touch(self, what: str) -> None:
         """Say what is about to happen or has just happened here."""
@@ -329,20 +329,20 @@ class Host:
 class Promises(LedgerGrants):
     """The real grants, with a boundary before and after each promise."""
 
-    def __init__(self, ledger: Ledger, host: Host) -> None:
-        super().__init__(ledger)
+    def __init__(self, ledger: Ledger, host: Host, may_run: Callable[[], bool]) -> None:
+        super().__init__(ledger, may_run)
         self._host = host
         self._touch = host.touch
 
-    def grant(self, server: str, epoch: int) -> None:
+    def grant(self, order: Order) -> None:
         self._touch("grant")
-        super().grant(server, epoch)
-        self._host.granted = epoch
+        super().grant(order)
+        self._host.granted = order.epoch
         self._touch("granted")
 
-    def release(self, server: str, epoch: int) -> None:
+    def release(self, order: Order) -> None:
         self._touch("release")
-        super().release(server, epoch)
+        super().release(order)
         self._touch("released")
 
     def seal(self, server: str, attempt: str) -> None:

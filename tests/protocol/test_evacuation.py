@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from tests.protocol.cluster import FOR_GOOD, Cluster
+from tests.protocol.cluster import FOR_GOOD, AgentKilled, Cluster
 from tests.protocol.faults import cut_at, fail
 from whimbrel.domain.errors import Conflict
-from whimbrel.domain.migration import Kind, Verdict, Witness
+from whimbrel.domain.migration import Kind, Verb, Verdict, Witness
 from whimbrel.domain.server import PowerAction
 from whimbrel.migration import protocols
-from whimbrel.store.tables import debts
+from whimbrel.migration.messages import Order
+from whimbrel.store.tables import debts, migrations
 
 
 def dark(host: str = "h1", **conf: int) -> Cluster:
@@ -105,6 +106,48 @@ def test_a_cancelled_evacuation_leaves_the_server_to_its_host() -> None:
     wait(cluster)
     assert cluster.migration().outcome == "cancelled", cluster.story()
     cluster.boot(cluster.hosts["h1"])
+    cluster.run()
+    cluster.settled("h1")
+
+
+def test_a_guest_that_is_brought_back_runs_though_its_agent_died_in_the_middle_of_that() -> None:
+    cluster, late = Cluster(), list[Order]()
+    h1 = cluster.hosts["h1"]
+    h1.up = False  # its link is cut; the guest runs on, and orders wait in its queue
+    cluster.evacuate()
+    for step in ("fence_source", "restart"):
+        while not any(order.step == step or order.verb is Verb.UNDO for order in late[-1:]):
+            late += [message for message in cluster.queue if isinstance(message, Order) and message not in late]
+            cluster.turn()
+        if step == "fence_source":
+            wait(cluster)
+            cluster.cancel()
+    wait(cluster)
+    assert cluster.migration().outcome == "cancelled", cluster.story()
+
+    def strike(what: str) -> None:
+        if what == "h1.granted":
+            cluster.fault = lambda _: None
+            raise AgentKilled
+
+    h1.up, cluster.fault = True, strike
+    for order in late:
+        cluster.deliver(order)
+    assert not h1.running and late[-1].verb is Verb.UNDO, cluster.story()
+    cluster.run()
+    cluster.settled("h1")
+
+
+def test_a_guest_is_started_again_though_its_host_lost_its_power_twice() -> None:
+    cluster = Cluster()
+    h1 = cluster.hosts["h1"]
+    cluster.cut(h1)
+    while not any(isinstance(message, Order) and message.step == "set_power" for message in cluster.queue):
+        cluster.turn()
+    cluster.cut(h1, away=FOR_GOOD)
+    wait(cluster)
+    assert [row.outcome for row in cluster.rows(migrations)] == ["error"], cluster.story()
+    cluster.boot(h1)
     cluster.run()
     cluster.settled("h1")
 

@@ -15,7 +15,7 @@ from whimbrel.domain.errors import Conflict
 from whimbrel.domain.migration import Kind, Verdict
 from whimbrel.domain.server import PowerAction
 from whimbrel.migration import protocols
-from whimbrel.migration.messages import GuestReport, Heartbeat
+from whimbrel.migration.presence import GuestReport, Heartbeat
 from whimbrel.store import doubts, migrations
 from whimbrel.store.tables import claims, metadata, servers, sightings
 

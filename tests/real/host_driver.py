@@ -58,9 +58,9 @@ def main() -> None:
     assert agent is not None
     ledger = Ledger(agent.state_dir, boot_marker(agent.run_dir))
     if sys.argv[2:]:
-        serve(sys.argv[2], lambda: Start(world(agent, ledger)))
+        serve(sys.argv[2], lambda: Start(world(agent, ledger, lambda: True)))
     else:
-        answer_orders(world(agent, ledger))
+        answer_orders(world(agent, ledger, lambda: True))
 
 
 def serve(socket: str, start: Callable[[], Start]) -> None:

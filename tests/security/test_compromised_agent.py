@@ -18,17 +18,8 @@ from tests.security.conftest import CODEC, Intruder, Scene, until
 from tests.unit.orders import order
 from whimbrel.bus import queues
 from whimbrel.domain.migration import Answer, Verb
-from whimbrel.migration.messages import (
-    Changed,
-    Console,
-    GuestReport,
-    Heartbeat,
-    Order,
-    Progress,
-    SelectTargets,
-    StepReport,
-    Wake,
-)
+from whimbrel.migration.messages import Changed, Console, Order, Progress, SelectTargets, StepReport, Wake
+from whimbrel.migration.presence import GuestReport, Heartbeat
 
 pytestmark = [pytest.mark.anyio, pytest.mark.broker, pytest.mark.xdist_group("security")]
 

@@ -58,13 +58,13 @@ def _accept_anything(real: Any) -> Any:
 
 def _first_resumed_then_released(real: Any) -> Any:
     def run(world: Any, order: Any) -> Any:
-        world.grants.grant(order.server, order.epoch)
+        world.grants.grant(order)
         if not order.work.was_running:
             return guest.PowerState.STOPPED
         if world.guests.state(order.server) not in guest.ALIVE:
             world.guests.create_paused(order.server)
         world.guests.resume(order.server)
-        world.grants.release(order.server, order.epoch)
+        world.grants.release(order)
         return guest.PowerState.RUNNING
 
     return run

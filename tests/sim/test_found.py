@@ -141,11 +141,12 @@ def test_a_late_heartbeat_without_a_guest_does_not_say_that_it_stopped() -> None
 def test_what_a_heartbeat_sees_in_mid_step_is_not_told(tmp_path: Path) -> None:
     conf = Agent("h1", "h1", str(tmp_path / "i"), str(tmp_path / "s"), str(tmp_path / "r"), hypervisor="fake")
     ledger = Ledger(conf.state_dir, "boot")
-    world = service.world(conf, ledger)
+    admission = Admission(conf, ledger)
+    world = service.world(conf, ledger, admission.may_run)
     doing = order("define_guest", 3)
     _fill_parents(tmp_path / "i" / doing.server)
     world.guests.define(doing.server, "{}")
-    heart = Heart(conf, ledger, world, LocalBus(LocalBroker(), registry()), Admission(conf, ledger))
+    heart = Heart(conf, ledger, world, LocalBus(LocalBroker(), registry()), admission)
     ledger.accept(doing)
     assert [line.power_state for line in heart._guests()] == [PowerState.UNKNOWN]
     ledger.finish(doing, StepReport("h1", doing.server, 7, 0, "7-1", "define_guest", Verb.DO, 3, Answer.DONE))

@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from whimbrel.conductor import hosts as host_books
 from whimbrel.domain.server import Flavor
 from whimbrel.migration import protocols
-from whimbrel.migration.messages import GuestReport, Heartbeat
+from whimbrel.migration.presence import GuestReport, Heartbeat
 from whimbrel.ops import settings
 from whimbrel.store.engine import Store
 from whimbrel.store.tables import servers

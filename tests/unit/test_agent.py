@@ -21,19 +21,8 @@ from whimbrel.bus.local import LocalBroker, LocalBus
 from whimbrel.domain.errors import BusError
 from whimbrel.domain.migration import Answer, Verb
 from whimbrel.domain.server import PowerAction, PowerState
-from whimbrel.migration.messages import (
-    MESSAGES,
-    Ask,
-    Console,
-    GuestReport,
-    Heartbeat,
-    Inspect,
-    Inspection,
-    Order,
-    ReadConsole,
-    StepReport,
-    Welcome,
-)
+from whimbrel.migration.messages import MESSAGES, Ask, Console, Order, ReadConsole, StepReport
+from whimbrel.migration.presence import GuestReport, Heartbeat, Inspect, Inspection, Welcome
 from whimbrel.migration.protocols import PROTOCOLS
 from whimbrel.ops.settings import Agent, Settings
 

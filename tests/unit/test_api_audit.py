@@ -9,7 +9,7 @@ import pytest
 from tests.unit.cloud import Cloud
 from tests.unit.compute_cloud import active, furnish
 from whimbrel.domain.server import PowerState
-from whimbrel.migration.messages import Inspect, Inspection, SeenDirectory, SeenServer
+from whimbrel.migration.presence import Inspect, Inspection, SeenDirectory, SeenServer
 
 pytestmark = pytest.mark.anyio
 

@@ -21,7 +21,8 @@ from whimbrel.conductor.drive import Driver
 from whimbrel.domain.errors import SettingsError
 from whimbrel.domain.migration import Answer, Verb
 from whimbrel.identity import policy
-from whimbrel.migration.messages import MESSAGES, GuestReport, StepReport, Targets, Wake
+from whimbrel.migration.messages import MESSAGES, StepReport, Targets, Wake
+from whimbrel.migration.presence import GuestReport
 from whimbrel.ops import clock, settings
 from whimbrel.store import journal, migrations
 from whimbrel.store.outbox import Relay

@@ -40,7 +40,7 @@ async def test_a_queue_that_takes_nothing_keeps_no_other_host_from_being_asked(
     store, bus = Store(f"sqlite:///{tmp_path}/whimbrel.db"), Refusing()
     store.write_now(metadata.create_all)
     asks = [((7, 0, 1, host), Ask(order("prepare", 1, host=host))) for host in ("h1", "h2", "h3")]
-    monkeypatch.setattr(timers, "look", lambda tx, conf: Due(asks=asks))
+    monkeypatch.setattr(timers, "look", lambda tx, conf, **_: Due(asks=asks))
     try:
         await Conductor(Settings(), store, bus, lambda image: "")._tick()
     finally:

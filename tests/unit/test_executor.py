@@ -123,7 +123,7 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
         ledger = Ledger(agent.state_dir, "boot-1")
         bus, disks = Bus(), Disks(behave)
         relay = Relay(ledger, bus)  # type: ignore[arg-type]
-        parts: World = replace(world(agent, ledger), disks=disks)  # type: ignore[arg-type]
+        parts: World = replace(world(agent, ledger, lambda: True), disks=disks)  # type: ignore[arg-type]
         executor = Executor(agent.host, ledger, parts, relay, 60)
         host = Host(agent, ledger, bus, disks, executor, relay)
         hosts.append((host, asyncio.create_task(relay.run())))

@@ -10,6 +10,7 @@ from sqlalchemy import select
 from tests.unit.test_scheduler import beat
 from whimbrel.conductor import hosts as host_books
 from whimbrel.conductor.fencing import CLOCK_ERROR, KILL_SECONDS, Fencer, Power, ask
+from whimbrel.migration.presence import Lease, Welcome
 from whimbrel.ops import clock
 from whimbrel.ops.settings import Conductor, FenceDevice, Fencing
 from whimbrel.store import fencing
@@ -113,7 +114,7 @@ async def test_only_an_evacuation_cuts_the_power_and_only_then_is_it_a_proof(
 async def test_a_lease_proves_only_after_a_whole_lease_without_renewal_by_the_conductors_own_clock(
     store: Store, now: dict[str, float]
 ) -> None:
-    hear(store, lease_asked=5.0)
+    hear(store, lease_asked=5.0, lease_kept=True)
     wait_for_h1(store, "evacuation")
     fence = Fencer(Fencing(), CONF, store)
     now["wall"] += 10_000  # a wall clock that jumps proves nothing
@@ -123,7 +124,7 @@ async def test_a_lease_proves_only_after_a_whole_lease_without_renewal_by_the_co
     now["mono"] += enough - 0.1
     await fence.look()
     assert proof(store) is None
-    hear(store, lease_asked=6.0)
+    hear(store, lease_asked=6.0, lease_kept=True)
     now["wall"] += 10_000
     now["mono"] += 1
     await fence.look()
@@ -133,8 +134,53 @@ async def test_a_lease_proves_only_after_a_whole_lease_without_renewal_by_the_co
     now["mono"] += 0.2
     await fence.look()
     assert proof(store) == "lease"
-    hear(store, lease_asked=7.0)
+    hear(store, lease_asked=7.0, lease_kept=True)
     assert proof(store) is None, "a host that speaks has voided it"
+
+
+async def prove_by_lease(store: Store, now: dict[str, float], *, lease: float = CONF.lease_seconds) -> str | None:
+    """Wait as long as a lease of so many seconds could be kept; return the proof that there is then."""
+    wait_for_h1(store, "evacuation")
+    fence = Fencer(Fencing(), CONF, store)
+    await fence.look()
+    now["wall"] += 10_000
+    now["mono"] += lease * (1 + CLOCK_ERROR) + KILL_SECONDS + 0.1
+    await fence.look()
+    return proof(store)
+
+
+@pytest.mark.parametrize(("last", "proved"), [(True, "lease"), (False, None)])
+async def test_a_lease_that_no_keeper_is_known_to_keep_proves_nothing(
+    store: Store, now: dict[str, float], last: bool, proved: str | None
+) -> None:
+    hear(store, lease_asked=5.0, lease_kept=True, composed=5.0)
+    hear(store, lease_asked=6.0, lease_kept=last, composed=6.0)  # given, and lost on its way; or the keeper has died
+    assert await prove_by_lease(store, now) == proved
+
+
+async def test_a_heartbeat_that_was_overtaken_says_nothing_of_the_lease(store: Store, now: dict[str, float]) -> None:
+    hear(store, lease_asked=5.0, lease_kept=True, composed=5.0)
+    hear(store, lease_kept=False, composed=6.0)
+    hear(store, lease_asked=5.0, lease_kept=True, composed=5.0)
+    assert await prove_by_lease(store, now) is None
+    hear(store, lease_asked=1.0, lease_kept=True, composed=1.0, boot="the next")
+    assert store.read_now(lambda tx: tx.execute(select(hosts.c.lease_kept)).scalar_one()), "its clock began anew"
+
+
+async def test_a_longer_lease_of_an_earlier_setting_is_waited_for(store: Store, now: dict[str, float]) -> None:
+    long = Conductor(lease_seconds=300)
+    store.write_now(host_books.hear, beat("h1", lease_asked=5.0, lease_kept=True), long)
+    hear(store, lease_asked=6.0, lease_kept=True)
+    assert await prove_by_lease(store, now) is None
+    hear(store, lease_asked=7.0, lease_kept=True, boot="the next")
+    assert store.read_now(lambda tx: tx.execute(select(hosts.c.lease_seconds)).scalar_one()) == CONF.lease_seconds
+
+
+async def test_a_host_is_admitted_together_with_the_lease_that_it_asked_for(store: Store) -> None:
+    effects = store.write_now(host_books.hear, beat("h1", admitted=False, admission="a", lease_asked=5.0), CONF)
+    assert effects.passing == [("agent.h1", Welcome("h1", "a", {}, Lease("h1", "a", 5.0, 30)))]
+    effects = store.write_now(host_books.hear, beat("h1", admitted=False, admission="a"), CONF)
+    assert effects.passing == [("agent.h1", Welcome("h1", "a", {}, None))]
 
 
 async def test_a_host_without_a_lease_is_proved_by_no_lease(store: Store, now: dict[str, float]) -> None:

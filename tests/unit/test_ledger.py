@@ -115,40 +115,76 @@ def test_orders_of_a_server_that_gets_none_any_more_are_kept_for_thirty_days(
 
 
 def test_a_late_step_cannot_let_a_guest_run_after_a_newer_epoch_was_seen(ledger: Ledger) -> None:
-    grants = LedgerGrants(ledger)
-    ledger.accept(order("start_guest", 1, epoch=2))
-    grants.grant(SERVER, 2)
+    grants = LedgerGrants(ledger, lambda: True)
+    late = order("start_guest", 1, epoch=2)
+    ledger.accept(late)
+    grants.grant(late)
     ledger.accept(order("start_guest", 2, epoch=3, verb=Verb.UNDO))
     with pytest.raises(StepError, match="revoked"):
-        grants.release(SERVER, 2)
+        grants.release(late)
     with pytest.raises(StepError, match="revoked"):
-        grants.grant(SERVER, 2)
+        grants.grant(late)
     assert not grants.was_released(SERVER, 2)
 
 
+def test_a_late_step_cannot_let_a_guest_run_after_a_newer_order_number_was_seen(ledger: Ledger) -> None:
+    grants, late = LedgerGrants(ledger, lambda: True), order("set_power", 1, epoch=2)
+    ledger.accept(late)
+    grants.grant(late)
+    ledger.catch_up({SERVER: (2, 2)})  # a conductor told it when the agent was admitted anew
+    with pytest.raises(StepError, match="overtaken by order 2"):
+        grants.release(late)
+    with pytest.raises(StepError, match="overtaken by order 2"):
+        grants.grant(late)
+    assert not grants.was_released(SERVER, 2)
+
+
+def test_a_slow_step_cannot_let_a_guest_run_when_the_lease_has_run_out(ledger: Ledger) -> None:
+    leased = [True]
+    grants, slow = LedgerGrants(ledger, lambda: leased[0]), order("set_power", 1, epoch=2)
+    grants.grant(slow)
+    leased[0] = False
+    with pytest.raises(StepError, match="lease has run out"):
+        grants.release(slow)
+    with pytest.raises(StepError, match="lease has run out"):
+        grants.grant(slow)
+    assert not grants.was_released(SERVER, 2)
+
+
+def test_an_order_that_the_agents_end_cut_short_is_told_apart_from_one_that_failed(ledger: Ledger) -> None:
+    for number, answer in ((1, Answer.FAILED), (2, Answer.NOT_DONE), (3, Answer.DONE)):
+        taken = order("set_power", number)
+        ledger.accept(taken)
+        ledger.finish(taken, report(taken, answer))
+        seen = ledger.server(SERVER)
+        assert seen is not None and seen.was_cut_short is (answer is Answer.NOT_DONE)
+
+
 def test_a_release_is_remembered_and_needs_a_grant_that_no_seal_took_away(ledger: Ledger) -> None:
-    grants = LedgerGrants(ledger)
+    grants, first = LedgerGrants(ledger, lambda: True), order("start_guest", 1)
     with pytest.raises(StepError, match="no grant"):
-        grants.release(SERVER, 1)
-    grants.grant(SERVER, 1)
-    grants.release(SERVER, 1)
+        grants.release(first)
+    grants.grant(first)
+    grants.release(first)
     grants.seal(SERVER, "7-1")
     assert grants.is_sealed(SERVER) and not grants.holds_grant(SERVER)
     with pytest.raises(StepError, match="no grant"):
-        grants.release(SERVER, 1)
-    grants.grant(SERVER, 4)
+        grants.release(first)
+    grants.grant(order("start_guest", 2, epoch=4))
     assert not grants.is_sealed(SERVER) and grants.holds_grant(SERVER)
     assert grants.was_released(SERVER, 1) and not grants.was_released(SERVER, 4)
 
 
 def test_a_grant_ends_with_the_boot_of_the_host_and_not_with_the_agent(ledger: Ledger, tmp_path: Path) -> None:
-    LedgerGrants(ledger).grant(SERVER, 1)
+    first = order("start_guest", 1)
+    LedgerGrants(ledger, lambda: True).grant(first)
     ledger = reopen(ledger, tmp_path)
-    assert LedgerGrants(ledger).holds_grant(SERVER)
+    assert LedgerGrants(ledger, lambda: True).holds_grant(SERVER)
     ledger = reopen(ledger, tmp_path, boot="boot-2")
-    assert not LedgerGrants(ledger).holds_grant(SERVER)
+    grants = LedgerGrants(ledger, lambda: True)
+    assert not grants.holds_grant(SERVER)
     with pytest.raises(StepError, match="no grant"):
-        LedgerGrants(ledger).release(SERVER, 1)
+        grants.release(first)
     ledger.close()
 
 

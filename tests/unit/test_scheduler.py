@@ -12,7 +12,8 @@ import pytest
 from whimbrel.conductor import hosts as host_books
 from whimbrel.domain.claim import Capacity, Resources
 from whimbrel.domain.errors import StepError
-from whimbrel.migration.messages import Heartbeat, SelectTargets
+from whimbrel.migration.messages import SelectTargets
+from whimbrel.migration.presence import Heartbeat
 from whimbrel.ops import clock
 from whimbrel.ops.settings import Conductor, Scheduler
 from whimbrel.scheduler import table

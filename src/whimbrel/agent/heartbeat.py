@@ -15,8 +15,8 @@ from whimbrel.agent.ledger import Ledger
 from whimbrel.bus.port import Bus
 from whimbrel.domain.errors import BusError, CannotTell, StepError
 from whimbrel.domain.server import PowerState
-from whimbrel.migration.messages import GuestReport, Heartbeat
 from whimbrel.migration.ports import World
+from whimbrel.migration.presence import GuestReport, Heartbeat
 from whimbrel.migration.protocols import PROTOCOLS
 from whimbrel.ops.settings import Agent
 
@@ -86,7 +86,6 @@ class Heart:
 
     async def _beat(self) -> None:
         try:
-            await asyncio.to_thread(self._admission.check)
             heartbeat = await asyncio.to_thread(self.compose)
             async with asyncio.timeout(EMIT_LIMIT):
                 await self._bus.emit(TOPIC, heartbeat)
@@ -96,6 +95,7 @@ class Heart:
     def compose(self) -> Heartbeat:
         """Look at the host, its ledger and its guests; OSError or sqlite3.Error if they cannot be read."""
         settings = self._settings
+        asked = self._admission.ask()
         room = inventory.take(settings)
         return Heartbeat(
             host=settings.host,
@@ -119,9 +119,11 @@ class Heart:
             free_disk_gb=room.free_disk_gb,
             uptime=room.uptime,
             guests=self._guests(),
-            admission=self._admission.id,
-            admitted=self._admission.admitted,
-            lease_asked=self._admission.lease_asked(),
+            admission=asked.admission,
+            admitted=asked.admitted,
+            lease_asked=asked.asked,
+            lease_kept=asked.kept,
+            composed=asked.composed,
         )
 
     def _guests(self) -> tuple[GuestReport, ...]:
@@ -141,8 +143,7 @@ class Heart:
                     state = self._world.guests.state(seen.server)
                 except CannotTell:
                     silent = True
-            # Alive here, and yet sealed: it was told to stand aside.
-            interrupted = seen.grant_boot not in (None, self._ledger.boot) or seen.sealed is not None
+            interrupted = seen.was_interrupted(self._ledger.boot)
             granted = seen.grant_epoch or 0 if seen.sealed is None else 0
             shown = state or PowerState.STOPPED
             lines.append(GuestReport(seen.server, shown, seen.epoch, seen.number, interrupted, granted))

@@ -14,8 +14,8 @@ from whimbrel.agent.disks.frames import CACHE
 from whimbrel.agent.ledger import Ledger, ServerRecord
 from whimbrel.domain.errors import StepError
 from whimbrel.domain.server import PowerState
-from whimbrel.migration.messages import Inspection, SeenDirectory, SeenServer
 from whimbrel.migration.ports import World
+from whimbrel.migration.presence import Inspection, SeenDirectory, SeenServer
 from whimbrel.ops.settings import Agent
 
 MOST = 5000

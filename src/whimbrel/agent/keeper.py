@@ -50,8 +50,9 @@ class Keeper:
     def look(self) -> None:
         """Say that a keeper is here; end all guests if the lease has run out, as often as there are any."""
         now = clock.boottime()
-        write_durably(self._directory / KEEPER_FILE, json.dumps({"beat": now, "pid": os.getpid()}))
         deadline = read_number(self._directory / LEASE_FILE, "deadline")
+        beat = {"beat": now, "pid": os.getpid(), "deadline": deadline}
+        write_durably(self._directory / KEEPER_FILE, json.dumps(beat))
         expired = deadline is not None and now > deadline
         if expired:
             ended = self._end_all()

@@ -18,11 +18,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import IO
+from typing import IO, Any
 
 import msgspec
 
 from whimbrel.domain.errors import Unavailable
+from whimbrel.domain.migration import Answer
 from whimbrel.migration.messages import Order, StepReport
 from whimbrel.ops import clock, ids
 
@@ -111,11 +112,23 @@ class ServerRecord:
     released_epoch: int | None = None
     at_work: bool = False
     """Its newest order has not ended."""
+    was_cut_short: bool = False
+    """Its newest order ended as not done: the agent itself ended in the middle of it."""
+
+    def was_interrupted(self, boot: str) -> bool:
+        """Return whether a guest that is off here may be so against its user's wish, in this boot of the host.
+
+        The host has lost its power or its lease since the grant, it was told to stand aside, or the newest order was
+        cut short, so that nobody knows how far it came.
+        """
+        return self.grant_boot not in (None, boot) or self.sealed is not None or self.was_cut_short
 
 
 _SERVER_COLUMNS = (
     "server, epoch, number, sealed, grant_epoch, grant_boot, released_epoch, EXISTS (SELECT 1 FROM orders "
-    "WHERE orders.server = servers.server AND orders.number = servers.number AND ended_at IS NULL)"
+    "WHERE orders.server = servers.server AND orders.number = servers.number AND ended_at IS NULL), "
+    "EXISTS (SELECT 1 FROM orders WHERE orders.server = servers.server AND orders.number = servers.number "
+    f"AND json_extract(CAST(report AS TEXT), '$.answer') = '{Answer.NOT_DONE}')"
 )
 
 
@@ -193,7 +206,7 @@ class Ledger:
         """Return what is known of every server that this host ever had to do with."""
         with self._reading() as sql:
             rows = sql.execute(f"SELECT {_SERVER_COLUMNS} FROM servers ORDER BY server").fetchall()
-        return [ServerRecord(*row) for row in rows]
+        return [_record(row) for row in rows]
 
     def server(self, server: str) -> ServerRecord | None:
         """Return what is known of one server, None if nothing."""
@@ -347,7 +360,15 @@ def _own(path: Path) -> IO[bytes]:
 def read_server(sql: sqlite3.Connection, server: str) -> ServerRecord | None:
     """Return what is known of one server, inside a transaction."""
     row = sql.execute(f"SELECT {_SERVER_COLUMNS} FROM servers WHERE server = ?", (server,)).fetchone()
-    return None if row is None else ServerRecord(*row)
+    return None if row is None else _record(row)
+
+
+def _record(row: tuple[Any, ...]) -> ServerRecord:
+    """Make a record of the columns; SQLite has no truth values, only 0 and 1."""
+    server, epoch, number, sealed, grant_epoch, grant_boot, released_epoch, at_work, was_cut_short = row
+    return ServerRecord(
+        server, epoch, number, sealed, grant_epoch, grant_boot, released_epoch, bool(at_work), bool(was_cut_short)
+    )
 
 
 def is_same(one: Order, other: Order) -> bool:

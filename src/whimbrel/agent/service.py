@@ -27,8 +27,9 @@ from whimbrel.agent.outbox import Relay
 from whimbrel.bus import queues
 from whimbrel.bus.port import Bus
 from whimbrel.domain.errors import BusError, SettingsError, Unavailable
-from whimbrel.migration.messages import Ask, Console, Inspect, Inspection, Lease, Order, ReadConsole, Welcome
+from whimbrel.migration.messages import Ask, Console, Order, ReadConsole
 from whimbrel.migration.ports import World
+from whimbrel.migration.presence import Inspect, Inspection, Lease, Welcome
 from whimbrel.ops.settings import Agent, Settings
 
 HOLD = 30.0
@@ -49,12 +50,12 @@ async def run(settings: Settings, bus: Bus) -> None:
         ledger.close()
 
 
-def world(settings: Agent, ledger: Ledger) -> World:
+def world(settings: Agent, ledger: Ledger, may_run: Callable[[], bool]) -> World:
     """Put together what steps on this host may touch; SettingsError if the hypervisor is not one we know.
 
     Each kind is imported only where it is used: a fake agent needs no libvirt.
     """
-    grants = LedgerGrants(ledger)
+    grants = LedgerGrants(ledger, may_run)
     directories = HostDirectories(settings.instances_dir)
     if settings.hypervisor == "fake":
         from whimbrel.agent.disks.fake import FakeChannels, FakeDisks
@@ -87,9 +88,9 @@ def _open(agent: Agent) -> Ledger:
 
 async def _serve(agent: Agent, bus: Bus, ledger: Ledger) -> None:
     relay = Relay(ledger, bus)
-    parts = world(agent, ledger)
-    executor = Executor(agent.host, ledger, parts, relay, agent.stall_timeout)
     admission = Admission(agent, ledger)
+    parts = world(agent, ledger, admission.may_run)
+    executor = Executor(agent.host, ledger, parts, relay, agent.stall_timeout)
     heart = Heart(agent, ledger, parts, bus, admission)
 
     async def look() -> Inspection:

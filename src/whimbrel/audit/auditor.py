@@ -20,7 +20,7 @@ from whimbrel.audit.look import Look
 from whimbrel.bus import queues
 from whimbrel.bus.port import Bus
 from whimbrel.domain.errors import BusError, NotFound
-from whimbrel.migration.messages import Inspect, Inspection
+from whimbrel.migration.presence import Inspect, Inspection
 from whimbrel.ops import clock, metrics
 from whimbrel.store.engine import Store
 from whimbrel.store.outbox import Relay

@@ -15,7 +15,7 @@ from whimbrel.audit.look import ALIVE, Look, has_live, name_of
 from whimbrel.domain.migration import Kind as MigrationKind
 from whimbrel.domain.migration import Outcome
 from whimbrel.domain.server import PowerState
-from whimbrel.migration.messages import Inspection, SeenDirectory, SeenServer
+from whimbrel.migration.presence import Inspection, SeenDirectory, SeenServer
 
 
 def compare(look: Look) -> list[Finding]:

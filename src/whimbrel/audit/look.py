@@ -13,7 +13,7 @@ from functools import cached_property
 
 from whimbrel.audit.books import Books, MigrationEntry, ServerEntry
 from whimbrel.domain.server import PowerState
-from whimbrel.migration.messages import Inspection, SeenDirectory, SeenServer
+from whimbrel.migration.presence import Inspection, SeenDirectory, SeenServer
 
 ALIVE = (PowerState.RUNNING, PowerState.PAUSED)
 

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from whimbrel.bus import queues
 from whimbrel.bus.signing import Signer, Verifier
 from whimbrel.domain.errors import BusError
-from whimbrel.migration.messages import Heartbeat, Progress, StepReport
+from whimbrel.migration.messages import Progress, StepReport
+from whimbrel.migration.presence import Heartbeat
 
 HOSTS_SAY = (StepReport, Heartbeat, Progress)
 

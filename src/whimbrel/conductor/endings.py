@@ -8,7 +8,7 @@ import structlog
 from sqlalchemy import Connection, Row
 
 from whimbrel.domain.migration import Kind, Mark, Outcome, Verdict
-from whimbrel.domain.server import PowerState
+from whimbrel.domain.server import PowerAction, PowerState
 from whimbrel.migration.journal import Entry
 from whimbrel.migration.protocols import Protocol
 from whimbrel.ops import clock, metrics, settings
@@ -41,7 +41,8 @@ def finish(tx: Connection, migration: Row[Any], table: Protocol, *, done: bool, 
             failed = _reason(_entries(tx, migration)) if not done else None
             if not done:
                 # The order may never have come, so what the host says of its guest counts again, whatever its number.
-                servers_core.set_values(tx, migration.server_id, host_number=0)
+                will = {"power_state": PowerState.RUNNING} if _is_still_to_run(tx, migration) else {}
+                servers_core.set_values(tx, migration.server_id, host_number=0, **will)
             return _close(tx, migration, Outcome.COMPLETED if done else Outcome.ERROR, failed)
         case _:
             # A move whose server is deleted in its undo window counts as confirmed, as in Nova.
@@ -164,6 +165,14 @@ def _close(tx: Connection, migration: Row[Any], outcome: Outcome, reason: str | 
 
 def _entries(tx: Connection, migration: Row[Any]) -> dict[str, Entry]:
     return journal.entries(tx, migration.id, migration.segment, migration.attempt)
+
+
+def _is_still_to_run(tx: Connection, migration: Row[Any]) -> bool:
+    """Return whether this was a start after an interruption, and its host was only interrupted once more."""
+    if migration.action != PowerAction.START or not migration.was_running or migration.cancelled:
+        return False
+    entries = _entries(tx, migration).values()
+    return all(entry.mark is not Mark.FAILED or entry.facts.get("revoked") for entry in entries)
 
 
 def _reason(entries: dict[str, Entry]) -> str | None:

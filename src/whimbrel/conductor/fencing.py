@@ -62,24 +62,29 @@ class Fencer:
         """Find a proof for each host that one is waited for; return the messages that the proofs give rise to."""
         awaited = await self._store.read(_look)
         outbox: Outbox = []
-        self._forget({name for name, _, _ in awaited.rows})
-        for name, number, boot in awaited.rows:
-            if name not in awaited.hosts:
-                self._watch(name, number, boot)
-            elif self._watch(name, number, boot) and number > 0:
-                reason = f"its lease of {self._conductor.lease_seconds:g} s has run out"
-                outbox += await self._give(name, Witness.LEASE, reason, boot)
-            elif name in self._conf.hosts:
-                outbox += await self._ask(name, boot, cut=awaited.hosts[name] and self._conf.power_off)
+        self._forget({host.name for host in awaited.rows})
+        for host in awaited.rows:
+            run_out = self._watch(host)
+            if host.name not in awaited.hosts:
+                continue
+            if run_out:
+                reason = f"its lease of {host.seconds:g} s has run out"
+                outbox += await self._give(host.name, Witness.LEASE, reason, host.boot)
+            elif host.name in self._conf.hosts:
+                outbox += await self._ask(host.name, host.boot, cut=awaited.hosts[host.name] and self._conf.power_off)
         return outbox
 
-    def _watch(self, name: str, number: int, boot: str) -> bool:
-        """Return whether this host's lease must have run out, going by what this process has seen itself."""
-        seen, now = self._watched.get(name), clock.monotonic()
-        if seen is None or (seen.number, seen.boot) != (number, boot):
-            self._watched[name] = Watched(number, boot, now)
+    def _watch(self, host: _Leased) -> bool:
+        """Return whether this host's lease must have run out, going by what this process has seen itself.
+
+        Only a lease that the host said last that its keeper keeps: one may have been lost on its way.
+        """
+        seen, now = self._watched.get(host.name), clock.monotonic()
+        if seen is None or (seen.number, seen.boot) != (host.number, host.boot):
+            self._watched[host.name] = Watched(host.number, host.boot, now)
             return False
-        return now - seen.since > self._conductor.lease_seconds * (1 + CLOCK_ERROR) + KILL_SECONDS
+        enough = host.seconds * (1 + CLOCK_ERROR) + KILL_SECONDS
+        return host.kept and now - seen.since > enough
 
     def _forget(self, known: set[str]) -> None:
         for table in (self._watched, self._asked):
@@ -115,21 +120,30 @@ class Fencer:
 
 
 @dataclass(frozen=True)
+class _Leased:
+    """A host: how often it was given a lease, of how many seconds at most, and whether it said last that it has one."""
+
+    name: str
+    boot: str
+    number: int
+    seconds: float
+    kept: bool
+
+
+@dataclass(frozen=True)
 class _Awaited:
     """Every host that has a lease or is waited for, and those that are waited for (whether by an evacuation)."""
 
-    rows: list[tuple[str, int, str]]
+    rows: list[_Leased]
     hosts: dict[str, bool]
 
 
 def _look(tx: Connection) -> _Awaited:
     waited = {name: hard for name, hard in fencing.awaited(tx).items() if fencing.of(tx, name) is None}
-    rows = tx.execute(
-        select(hosts.c.name, hosts.c.lease_number, hosts.c.boot).where(
-            (hosts.c.lease_number > 0) | hosts.c.name.in_(waited)
-        )
-    )
-    return _Awaited([(row.name, row.lease_number, row.boot) for row in rows], waited)
+    h = hosts.c
+    query = select(h.name, h.boot, h.lease_number, h.lease_seconds, h.lease_kept)
+    rows = tx.execute(query.where((h.lease_number > 0) | h.name.in_(waited)))
+    return _Awaited([_Leased(*row) for row in rows], waited)
 
 
 async def ask(device: settings.FenceDevice, action: str, seconds: float) -> Power:

@@ -13,7 +13,7 @@ from whimbrel.domain.errors import Conflict
 from whimbrel.domain.migration import Kind
 from whimbrel.domain.server import PowerAction, PowerState
 from whimbrel.migration import protocols
-from whimbrel.migration.messages import Heartbeat, Lease, Welcome
+from whimbrel.migration.presence import Heartbeat, Lease, Welcome
 from whimbrel.ops import clock, ids, settings
 from whimbrel.store import fencing, migrations, servers_core
 from whimbrel.store.tables import hosts, servers
@@ -24,7 +24,7 @@ _log = structlog.get_logger()
 MEASURED = (
     "address", "boot", "ledger", "protocols", "vcpus", "ram_mb", "disk_gb", "reserved_vcpus", "reserved_ram_mb",
     "reserved_disk_gb", "cpu_ratio", "ram_ratio", "disk_ratio", "architecture", "hypervisor", "hypervisor_version",
-    "root_disk", "free_disk_gb", "uptime",
+    "root_disk", "free_disk_gb", "uptime", "lease_kept", "composed",
 )  # fmt: skip
 """What a heartbeat says of the host itself; the columns have the same names."""
 
@@ -44,7 +44,9 @@ def hear(tx: Connection, beat: Heartbeat, conf: settings.Conductor) -> Effects:
             )
         )
         _log.info("host enrolled", on=beat.host, address=beat.address)
-        return _answer(tx, beat, conf)
+        return _answer(tx, beat, conf, new_boot=True)
+    if known.boot == beat.boot and beat.composed < known.composed:
+        return Effects()  # it was overtaken on its way, and says of the host what is no longer so
     if known.ledger != beat.ledger and _has_servers(tx, beat.host):
         # Its promises are lost, so nothing is sent there until somebody has looked.
         reason = "The agent's ledger is a new one; check the guests on this host, then enable it."
@@ -54,7 +56,7 @@ def hear(tx: Connection, beat: Heartbeat, conf: settings.Conductor) -> Effects:
         _log.warning("a host that was proved to be off speaks", on=beat.host, boot=beat.boot, proved=known.fenced_boot)
         fencing.withdraw(tx, beat.host)
     tx.execute(update(hosts).where(hosts.c.name == beat.host).values(**values))
-    effects = _answer(tx, beat, conf)
+    effects = _answer(tx, beat, conf, new_boot=known.boot != beat.boot)
     rows = _servers_at(tx, beat.host)
     reported = {guest.server: guest for guest in beat.guests}
     left_alone = restore.weigh(tx, beat, rows)
@@ -73,15 +75,19 @@ def hear(tx: Connection, beat: Heartbeat, conf: settings.Conductor) -> Effects:
     return effects
 
 
-def _answer(tx: Connection, beat: Heartbeat, conf: settings.Conductor) -> Effects:
+def _answer(tx: Connection, beat: Heartbeat, conf: settings.Conductor, *, new_boot: bool) -> Effects:
     """Admit an agent that asks, and renew a lease; both are known to the database before they are sent."""
     effects = Effects()
-    queue = f"agent.{beat.host}"
+    lease = None
+    if beat.lease_asked is not None:
+        lease = Lease(beat.host, beat.admission, beat.lease_asked, conf.lease_seconds)
+        fencing.note_lease(tx, beat.host, lease.seconds, new_boot=new_boot)
     if not beat.admitted:
-        effects.passing.append((queue, Welcome(beat.host, beat.admission, fencing.standings(tx, beat.host))))
-    elif beat.lease_asked is not None:
-        tx.execute(update(hosts).where(hosts.c.name == beat.host).values(lease_number=hosts.c.lease_number + 1))
-        effects.passing.append((queue, Lease(beat.host, beat.admission, beat.lease_asked, conf.lease_seconds)))
+        message: Welcome | Lease | None = Welcome(beat.host, beat.admission, fencing.standings(tx, beat.host), lease)
+    else:
+        message = lease
+    if message is not None:
+        effects.passing.append((f"agent.{beat.host}", message))
     return effects
 
 
@@ -124,6 +130,7 @@ def _start_again(tx: Connection, row: Row[Any]) -> Effects:
             user_id=row.user_id,
             project_id=row.project_id,
             action=PowerAction.START,
+            was_running=True,
         )
     except Conflict:
         return Effects()  # another conductor, or the user, has begun something with it since we looked

@@ -18,7 +18,8 @@ from sqlalchemy import Connection, Row, bindparam, select
 
 from whimbrel.conductor.drive import Effects
 from whimbrel.domain.server import PowerState
-from whimbrel.migration.messages import GuestReport, Heartbeat, StepReport, Wake
+from whimbrel.migration.messages import StepReport, Wake
+from whimbrel.migration.presence import GuestReport, Heartbeat
 from whimbrel.ops import clock, settings
 from whimbrel.store import doubts, fencing, outbox, servers_core
 from whimbrel.store.migrations import CONDUCTOR_QUEUE

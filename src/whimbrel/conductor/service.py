@@ -14,7 +14,8 @@ from whimbrel.conductor import hosts, reports, restore, timers
 from whimbrel.conductor.drive import Driver, Effects
 from whimbrel.conductor.fencing import Fencer
 from whimbrel.domain.errors import BusError, Unavailable
-from whimbrel.migration.messages import Heartbeat, SelectTargets, StepReport, Targets, Wake
+from whimbrel.migration.messages import SelectTargets, StepReport, Targets, Wake
+from whimbrel.migration.presence import Heartbeat
 from whimbrel.ops import clock, settings
 from whimbrel.store import migrations
 from whimbrel.store.engine import Store

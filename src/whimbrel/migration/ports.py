@@ -153,11 +153,14 @@ class Channels(Protocol):
 class Grants(Protocol):
     """The host's durable word on who may run here. Each call returns after the ledger is on the disk."""
 
-    def grant(self, server: str, epoch: int) -> None:
-        """Record that this boot of this host may run the server at this epoch; lifts a seal."""
+    def grant(self, order: Order) -> None:
+        """Record that this boot of this host may run the server at the order's epoch; lifts a seal.
 
-    def release(self, server: str, epoch: int) -> None:
-        """Record that the guest is let run at this epoch, before it is."""
+        Raises StepError when the order was overtaken, or the host may not run guests now.
+        """
+
+    def release(self, order: Order) -> None:
+        """Record that the guest is let run at the order's epoch, before it is; refused as a grant is."""
 
     def was_released(self, server: str, epoch: int) -> bool:
         """Return whether the guest was ever let run here at this epoch or a later one."""

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select,
 
 from whimbrel.domain.claim import resources_of
 from whimbrel.domain.migration import Outcome
-from whimbrel.migration.messages import GuestReport
+from whimbrel.migration.presence import GuestReport
 from whimbrel.ops import clock
 from whimbrel.store import migrations, servers_core
 from whimbrel.store.journal import AWAITED

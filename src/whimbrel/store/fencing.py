@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, or_, select, union, update
+from sqlalchemy import Connection, Row, case, or_, select, union, update
 
 from whimbrel.domain.errors import Conflict, NotFound
 from whimbrel.domain.migration import Witness
@@ -57,6 +57,14 @@ def give(
     waiting = tx.execute(select(migrations.c.id).where(migrations.c.open, migrations.c.fence == host)).scalars()
     wakes: list[Wake] = [Wake(migration) for migration in waiting]
     return [(outbox.put(tx, CONDUCTOR_QUEUE, wake), CONDUCTOR_QUEUE, wake) for wake in wakes]
+
+
+def note_lease(tx: Connection, host: str, seconds: float, *, new_boot: bool) -> None:
+    """Write down, before it is sent, that the host is given a lease of so many seconds."""
+    h = hosts.c
+    longest = case((h.lease_seconds > seconds, h.lease_seconds), else_=seconds)
+    values = {"lease_number": h.lease_number + 1, "lease_seconds": seconds if new_boot else longest}
+    tx.execute(update(hosts).where(h.name == host).values(values))
 
 
 def withdraw(tx: Connection, host: str) -> None:

@@ -171,9 +171,14 @@ hosts = Table(
     Column("fenced_by", String(16)),
     Column("fence_reason", Text),
     Column("lease_number", Integer, nullable=False, default=0),
+    Column("lease_seconds", Float, nullable=False, default=0.0),
+    Column("lease_kept", Boolean, nullable=False, default=False),
+    Column("composed", Float, nullable=False, default=0.0),
 )
 """`fenced_*`: that this boot cannot run guests, when that was proved, by which kind of witness, and in its words.
-`lease_number` grows with each renewal, so that a conductor sees by its own clock how long there was none."""
+`lease_number` grows with each renewal, so that a conductor sees by its own clock how long there was none;
+`lease_seconds` is the longest of this boot, `lease_kept` what the host said last of its keeper.
+`composed`: the host's own time since its boot, at which the newest heartbeat was composed."""
 
 claims = Table(
     "claims",

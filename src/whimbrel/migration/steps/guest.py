@@ -198,7 +198,7 @@ def set_power(world: World, order: Order, control: Control) -> Facts:
         world.directories.save_definition(server, definition)
     running = action is not PowerAction.STOP
     if running and world.guests.state(server) is not PowerState.RUNNING:
-        world.grants.grant(server, order.epoch)
+        world.grants.grant(order)
         _run(world, order)
     return {"power_state": PowerState.RUNNING if running else PowerState.STOPPED, "forced": forced}
 
@@ -215,7 +215,7 @@ def is_powered(world: World, order: Order, control: Control) -> tuple[Answer, Fa
 
 def _grant_and_run(world: World, order: Order) -> PowerState:
     """Record the grant and let the guest run, if it ran before; a failure says whether it was ever released."""
-    world.grants.grant(order.server, order.epoch)
+    world.grants.grant(order)
     if not order.work.was_running:
         return PowerState.STOPPED
     try:
@@ -231,7 +231,7 @@ def _run(world: World, order: Order) -> None:
     try:
         if world.guests.state(order.server) not in ALIVE:
             world.guests.create_paused(order.server)
-        world.grants.release(order.server, order.epoch)
+        world.grants.release(order)
         world.guests.resume(order.server)
     except StepError:
         _drop_half_started(world, order.server)

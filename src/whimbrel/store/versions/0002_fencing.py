@@ -17,3 +17,6 @@ def upgrade() -> None:
         hosts.add_column(sa.Column("fenced_by", sa.String(length=16)))
         hosts.add_column(sa.Column("fence_reason", sa.Text()))
         hosts.add_column(sa.Column("lease_number", sa.Integer(), nullable=False, server_default="0"))
+        hosts.add_column(sa.Column("lease_seconds", sa.Float(), nullable=False, server_default="0"))
+        hosts.add_column(sa.Column("lease_kept", sa.Boolean(), nullable=False, server_default=sa.false()))
+        hosts.add_column(sa.Column("composed", sa.Float(), nullable=False, server_default="0"))
