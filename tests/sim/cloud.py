@@ -11,6 +11,7 @@ import asyncio
 import errno
 import os
 import shutil
+import sqlite3
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -119,6 +120,13 @@ def _hand_on(done: asyncio.Task[Any], answer: asyncio.Future[Any]) -> None:
             answer.set_result(done.result())
         elif not isinstance(error, Crash):
             answer.set_exception(error)
+
+
+def _is_of_the_world(error: BaseException) -> bool:
+    """Return whether a process may end over this: the world's refusal, and no defect of its own."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_is_of_the_world, error.exceptions))
+    return isinstance(error, OSError | sqlite3.Error | BusError | Unavailable | StepError)
 
 
 class SimStore(Store):
@@ -308,6 +316,8 @@ class SimCloud:
             if process.alive:
                 error = None if task.cancelled() else task.exception()
                 self.tell(name, f"ended by itself: {error!r}")
+                if error is not None and not _is_of_the_world(error):
+                    self.auditor.fail("internal error", f"{name} ended by itself: {error!r}")
                 process.kill()
                 self.loop.call_later(1.0, self._restart, process, context=inside(None))
 
@@ -383,10 +393,10 @@ class SimCloud:
 def ports_of(cloud: SimCloud, real: Callable[..., Ports]) -> Callable[..., Ports]:
     """Wrap the agent's making of its ports, so that each call takes time and may fail."""
 
-    def make(conf: settings.Agent, ledger: Ledger) -> Ports:
+    def make(conf: settings.Agent, ledger: Ledger, *more: Any) -> Ports:
         process = CURRENT.get()
         assert process is not None
-        ports, host = real(conf, ledger), cloud.hosts[conf.host]
+        ports, host = real(conf, ledger, *more), cloud.hosts[conf.host]
         host.ledger = ledger
         names = ("guests", "directories", "disks", "channels", "grants")
         return Ports(**{name: Port(host, name, getattr(ports, name)) for name in names})
