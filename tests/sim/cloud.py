@@ -11,23 +11,25 @@ import asyncio
 import errno
 import os
 import shutil
+import sqlite3
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, event, text
-from sqlalchemy.exc import OperationalError
 
 from tests.sim.faults import Mishaps
 from tests.sim.timeloop import CURRENT, Crash, Process, TimeLoop, getcurrent, inside, outside, pause, run_apart
 from whimbrel.agent import service as agent_service
+from whimbrel.agent.directories import HostDirectories
 from whimbrel.agent.guests.fake import FakeGuests
 from whimbrel.agent.ledger import Ledger
 from whimbrel.bus import codec, queues
 from whimbrel.bus.local import LocalBroker, LocalBus
 from whimbrel.conductor.service import Conductor
-from whimbrel.domain.errors import BusError, StepError
+from whimbrel.domain.errors import BusError, StepError, Unavailable
 from whimbrel.migration.messages import MESSAGES
 from whimbrel.migration.ports import World as Ports
 from whimbrel.ops import settings
@@ -36,6 +38,7 @@ from whimbrel.store.engine import Store
 from whimbrel.store.tables import metadata
 
 CONFIRM_LIMIT = 10.0
+_EMPTY = [*(table.delete() for table in reversed(metadata.sorted_tables)), text("DELETE FROM sqlite_sequence")]
 CODEC = codec.registry(*MESSAGES)
 
 
@@ -119,21 +122,33 @@ def _hand_on(done: asyncio.Task[Any], answer: asyncio.Future[Any]) -> None:
             answer.set_exception(error)
 
 
+def _is_of_the_world(error: BaseException) -> bool:
+    """Return whether a process may end over this: the world's refusal, and no defect of its own."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_is_of_the_world, error.exceptions))
+    return isinstance(error, OSError | sqlite3.Error | BusError | Unavailable | StepError)
+
+
 class SimStore(Store):
     """The product's store; the process may die before and after each commit, and the database may be away."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self.mishaps: Mishaps | None = None
+        self.writes = 0
+        """Writing transactions so far, also those that failed: while it stays, so does what the database says."""
         event.listen(self._engine, "commit", self._before_commit)
 
     def _before_commit(self, connection: Connection) -> None:
         if self.mishaps is not None:
             self.mishaps.point("a commit")
 
-    def write_now(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+    def _write(self, function: Any, asked: float) -> Any:
         self._ask()
-        result = super().write_now(function, *args, **kwargs)
+        try:
+            result = super()._write(function, asked)
+        finally:
+            self.writes += 1
         if self.mishaps is not None:
             self.mishaps.point("a commit's end")
         return result
@@ -149,15 +164,14 @@ class SimStore(Store):
         if not process.alive:
             raise Crash
         if self.mishaps.database_away:
-            raise OperationalError("", {}, Exception("the database is away"))
+            raise Unavailable("The database does not answer.")
 
     def empty(self) -> None:
         """Make it as new as a fresh one."""
 
         def clear(tx: Connection) -> None:
-            for table in reversed(metadata.sorted_tables):
-                tx.execute(table.delete())
-            tx.execute(text("DELETE FROM sqlite_sequence"))
+            for statement in _EMPTY:
+                tx.execute(statement)
 
         self.mishaps = None
         self.write_now(clear)
@@ -182,7 +196,10 @@ class Port:
                 cloud.mishaps.hypervisor(host, name)
             if name in ("push", "open"):
                 cloud.way(host, args[0])
-            return method(*args, **kwargs)
+            done = method(*args, **kwargs)
+            if name == "push" and cloud.mishaps.spoils():
+                cloud.spoil(args[0])
+            return done
 
         return call
 
@@ -212,6 +229,7 @@ class Host:
         """Where the servers' directories are."""
         return self.dir / "instances"
 
+    @cached_property
     def conf(self) -> settings.Agent:
         """The agent's settings."""
         return settings.Agent(
@@ -232,7 +250,7 @@ class Host:
         marker = self.dir / "run" / "boot"
         if not self.on or not marker.exists():
             return None
-        return FakeGuests(self.conf(), marker.read_text())
+        return FakeGuests(self.conf, marker.read_text())
 
     def power_on(self) -> None:
         """Boot it, if it is off: a new boot marker, no guest, a new agent."""
@@ -258,7 +276,7 @@ class Host:
             self.agent = self.cloud.start(f"agent {self.name}", "agent", self._agent, host=self)
 
     async def _agent(self, process: Process, bus: SimBus) -> None:
-        await agent_service.run(settings.Settings(agent=self.conf()), bus)
+        await agent_service.run(settings.Settings(agent=self.conf), bus)
 
 
 class SimCloud:
@@ -298,6 +316,8 @@ class SimCloud:
             if process.alive:
                 error = None if task.cancelled() else task.exception()
                 self.tell(name, f"ended by itself: {error!r}")
+                if error is not None and not _is_of_the_world(error):
+                    self.auditor.fail("internal error", f"{name} ended by itself: {error!r}")
                 process.kill()
                 self.loop.call_later(1.0, self._restart, process, context=inside(None))
 
@@ -354,6 +374,14 @@ class SimCloud:
         if peer is not None and not peer.on:
             raise StepError(f"Host {peer.name} cannot be reached.")
 
+    def spoil(self, order: Any) -> None:
+        """Take the last line of a copy that has just arrived: the wire or a disk lied."""
+        target = self.hosts[order.work.target.host]
+        copy = HostDirectories(target.instances).incoming(order.server, order.attempt) / "disk-0"
+        if target.on and copy.exists():
+            self.tell(target.name, f"the copy of {order.server[:8]} is spoilt")
+            copy.write_text("".join(copy.read_text().splitlines(keepends=True)[:-1]))
+
     def reachable(self, path: Path) -> None:
         """Raise OSError for a file on a host that is without power: its disk is not there to be written."""
         inside_root = path.relative_to(self.root).parts if path.is_relative_to(self.root) else ()
@@ -365,10 +393,10 @@ class SimCloud:
 def ports_of(cloud: SimCloud, real: Callable[..., Ports]) -> Callable[..., Ports]:
     """Wrap the agent's making of its ports, so that each call takes time and may fail."""
 
-    def make(conf: settings.Agent, ledger: Ledger) -> Ports:
+    def make(conf: settings.Agent, ledger: Ledger, *more: Any) -> Ports:
         process = CURRENT.get()
         assert process is not None
-        ports, host = real(conf, ledger), cloud.hosts[conf.host]
+        ports, host = real(conf, ledger, *more), cloud.hosts[conf.host]
         host.ledger = ledger
         names = ("guests", "directories", "disks", "channels", "grants")
         return Ports(**{name: Port(host, name, getattr(ports, name)) for name in names})

@@ -23,6 +23,7 @@ CRASH_AT_STEP = {"agent": 1 / 1500, "conductor": 1 / 2500, "scheduler": 1 / 150,
 CRASH_AT_WRITE = {"agent": 1 / 60, "conductor": 1 / 120, "api": 1 / 25}
 LOST, TWICE, LATE = 0.08, 0.08, 0.2
 LATENESS = 120.0
+SPOILT = 0.3
 WEAK_START = 0.4
 
 
@@ -49,7 +50,7 @@ LASTING = (
     Lasting("start fails", 60, (2, 90)),
     Lasting("database away", 80, (1, 30)),
 )
-FLEETING = ("lost", "twice", "late", "crash at await", "crash at write")
+FLEETING = ("lost", "twice", "late", "crash at await", "crash at write", "spoilt copy")
 
 
 class Mishaps:
@@ -135,6 +136,10 @@ class Mishaps:
         if host.start_fails and call in ("create_paused", "resume") and self.rng.random() < WEAK_START:
             self.counts["start refused"] += 1
             raise StepError("The hypervisor could not start the guest.")
+
+    def spoils(self) -> bool:
+        """Decide whether a copy that was sent whole arrives otherwise."""
+        return self._chance("spoilt copy", SPOILT)
 
     def slowness(self, host: Any) -> float:
         """Return how long a step waits for its disk or hypervisor here, in seconds."""

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.sim import workload
-from tests.sim.auditor import GRACE, Auditor, witness_for
+from tests.sim.auditor import Auditor, witness_for
 from tests.sim.cloud import Host, SimCloud, SimStore
 from tests.sim.faults import Lasting
 from tests.sim.seams import installed
@@ -164,7 +164,6 @@ class Run:
         self._apart(self._begin())
         self._until(self.faulty_for)
         self._calm()
-        self._until(self.loop.time() + GRACE)
         self._rest()
         self._apart(self._end_all())
         self._until(self.loop.time() + LOOK)

@@ -18,18 +18,18 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def _digests(hash_seed: str) -> str:
-    """Play three seeds in a process of their own, in which sets of words have another order."""
-    command = [sys.executable, "-m", "tests.sim.run", "--seeds", "3", "--first", "7", "--processes", "1", "--digests"]
+    """Play two seeds in a process of their own, in which sets of words have another order."""
+    command = [sys.executable, "-m", "tests.sim.run", "--seeds", "2", "--first", "7", "--processes", "1", "--digests"]
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
     told = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
-    return "\n".join(told.splitlines()[:3])
+    return "\n".join(told.splitlines()[:2])
 
 
 def test_a_seed_and_a_commit_are_one_run() -> None:
     once = _digests("1")
-    assert len(once.splitlines()) == 3
+    assert len(once.splitlines()) == 2
     assert once == _digests("2")
-    assert [line.split()[1] for line in once.splitlines()] == [play(seed).digest for seed in (7, 8, 9)]
+    assert [line.split()[1] for line in once.splitlines()] == [play(seed).digest for seed in (7, 8)]
 
 
 def test_there_is_trouble_and_work_of_every_kind() -> None:
@@ -43,5 +43,5 @@ def test_there_is_trouble_and_work_of_every_kind() -> None:
 @pytest.mark.parametrize("title", ["the source is deleted before the confirm", "nobody asks what became of an order"])
 def test_a_broken_product_is_seen(title: str) -> None:
     index = next(number for number, mutant in enumerate(mutants.MUTANTS) if mutant.title == title)
-    _, seeds, found = mutants.hunt(index, 40)
+    _, seeds, found = mutants.hunt(index, 15)
     assert seeds, found

@@ -22,6 +22,7 @@ TicketUrl = Callable[[str], str]
 _PLACES = select(hosts.c.name, hosts.c.address).where(
     (hosts.c.name == bindparam("a")) | (hosts.c.name == bindparam("b"))
 )
+_HEARD_AT = select(hosts.c.heard_at).where(hosts.c.name == bindparam("name"))
 
 
 def attempt_label(migration: Row[Any]) -> str:
@@ -41,7 +42,7 @@ QUIET = 20.0
 
 def last_word(tx: Connection, host: str, now: float) -> float:
     """Return since when this host's silence counts: now, or its last heartbeat if it has been quiet for a while."""
-    heard = tx.execute(select(hosts.c.heard_at).where(hosts.c.name == host)).scalar_one_or_none()
+    heard = tx.execute(_HEARD_AT, {"name": host}).scalar_one_or_none()
     return heard if heard is not None and now - heard > QUIET else now
 
 

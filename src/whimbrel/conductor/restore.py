@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, bindparam, select
 
 from whimbrel.conductor.drive import Effects
 from whimbrel.domain.server import PowerState
@@ -155,9 +155,12 @@ def settle(tx: Connection, conf: settings.Conductor) -> Effects:
     return effects
 
 
+_QUIET = select(hosts).where(hosts.c.heard_at <= bindparam("since"), hosts.c.forced_down.is_(False))
+
+
 def unheard(tx: Connection, since: float) -> list[str]:
     """Return the hosts that have said nothing since then and could: neither forced down nor proved to be off."""
-    quiet = tx.execute(select(hosts).where(hosts.c.heard_at <= since, hosts.c.forced_down.is_(False)))
+    quiet = tx.execute(_QUIET, {"since": since})
     return [row.name for row in quiet if fencing.of_row(row) is None]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import structlog
-from sqlalchemy import ColumnElement, Connection, Row, and_, or_, select
+from sqlalchemy import Connection, Row, and_, bindparam, or_, select
 
 from whimbrel.conductor.drive import Driver, Effects, send
 from whimbrel.domain.migration import Mark
@@ -144,16 +144,20 @@ _ORDER_IS_OUT = (
 )
 
 
+_AWAITS_USER = and_(table.c.window_open, table.c.verdict.is_(None))
+_UNTOUCHED = or_(table.c.updated_at < bindparam("long_ago"), table.c.updated_at > bindparam("now"))
+_UNPLACED_ONES = select(table.c.id).where(table.c.open, _UNPLACED, _UNTOUCHED)
+_ASLEEP = select(table.c.id).where(table.c.open, ~_UNPLACED, ~_AWAITS_USER, ~_ORDER_IS_OUT, _UNTOUCHED)
+
+
 def _unplaced(tx: Connection, now: float) -> list[int]:
-    return list(tx.execute(select(table.c.id).where(table.c.open, _UNPLACED, _untouched(now))).scalars())
+    return list(tx.execute(_UNPLACED_ONES, _bounds(now)).scalars())
 
 
 def _asleep(tx: Connection, now: float) -> list[int]:
     """Return the migrations that nobody drives: no order is out, no user is awaited, so a message was lost."""
-    awaits_user = and_(table.c.window_open, table.c.verdict.is_(None))
-    query = select(table.c.id).where(table.c.open, ~_UNPLACED, ~awaits_user, ~_ORDER_IS_OUT, _untouched(now))
-    return list(tx.execute(query).scalars())
+    return list(tx.execute(_ASLEEP, _bounds(now)).scalars())
 
 
-def _untouched(now: float) -> ColumnElement[bool]:
-    return or_(table.c.updated_at < now - CHOOSE_AGAIN_AFTER, table.c.updated_at > now)
+def _bounds(now: float) -> dict[str, float]:
+    return {"now": now, "long_ago": now - CHOOSE_AGAIN_AFTER}

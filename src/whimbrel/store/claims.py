@@ -22,16 +22,17 @@ def capacity_of(host: Row[Any]) -> Capacity:
     )
 
 
+_SUMS = select(
+    claims.c.host,
+    func.sum(claims.c.vcpus).label("vcpus"),
+    func.sum(claims.c.ram_mb).label("ram_mb"),
+    func.sum(claims.c.disk_gb).label("disk_gb"),
+).group_by(claims.c.host)
+
+
 def claimed(tx: Connection) -> dict[str, Resources]:
     """Return the sum of all claims for each host that has any."""
-    rows = tx.execute(
-        select(
-            claims.c.host,
-            func.sum(claims.c.vcpus).label("vcpus"),
-            func.sum(claims.c.ram_mb).label("ram_mb"),
-            func.sum(claims.c.disk_gb).label("disk_gb"),
-        ).group_by(claims.c.host)
-    )
+    rows = tx.execute(_SUMS)
     return {row.host: Resources(int(row.vcpus), int(row.ram_mb), int(row.disk_gb)) for row in rows}
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, or_, select, update
+from sqlalchemy import Connection, Row, bindparam, or_, select, update
 
 from whimbrel.domain.migration import Verb
 from whimbrel.migration.messages import Order
@@ -28,6 +28,30 @@ _BUSY = _DOUBTED | (
         or_(migrations.c.source == debts.c.host, migrations.c.target == debts.c.host),
     )
     .exists()
+)
+
+_DUE = (
+    select(debts)
+    .join(hosts, hosts.c.name == debts.c.host)
+    .where(
+        debts.c.paid_at.is_(None),
+        # From further ahead than another conductor's clock may be: the clock was set back since.
+        or_(
+            debts.c.sent_at.is_(None),
+            debts.c.sent_at < bindparam("long_ago"),
+            debts.c.sent_at > bindparam("far_ahead"),
+        ),
+        hosts.c.heard_at > bindparam("heard_since"),
+        ~_BUSY,
+    )
+    .order_by(debts.c.id)
+    .limit(BATCH)
+    .with_for_update(of=debts, skip_locked=True)
+)
+_NUMBERED = select(debts.c.id).where(
+    debts.c.host == bindparam("host"),
+    debts.c.server_id == bindparam("server_id"),
+    debts.c.number == bindparam("number"),
 )
 
 
@@ -53,24 +77,8 @@ def due(tx: Connection, now: float, heard_since: float) -> list[Order]:
     A debt waits while its server has an open migration at that host, because a new order there would end the
     step that runs.
     """
-    rows = tx.execute(
-        select(debts)
-        .join(hosts, hosts.c.name == debts.c.host)
-        .where(
-            debts.c.paid_at.is_(None),
-            # From further ahead than another conductor's clock may be: the clock was set back since.
-            or_(
-                debts.c.sent_at.is_(None),
-                debts.c.sent_at < now - RESEND_AFTER,
-                debts.c.sent_at > now + RESEND_AFTER,
-            ),
-            hosts.c.heard_at > heard_since,
-            ~_BUSY,
-        )
-        .order_by(debts.c.id)
-        .limit(BATCH)
-        .with_for_update(of=debts, skip_locked=True)
-    ).all()
+    bounds = {"long_ago": now - RESEND_AFTER, "far_ahead": now + RESEND_AFTER, "heard_since": heard_since}
+    rows = tx.execute(_DUE, bounds).all()
     return [order for row in rows if (order := _send(tx, row, now)) is not None]
 
 
@@ -110,9 +118,4 @@ def pay(tx: Connection, host: str, server_id: str, number: int) -> bool:
 
 def is_debt(tx: Connection, host: str, server_id: str, number: int) -> bool:
     """Return whether this order number was drawn for a debt."""
-    return (
-        tx.execute(
-            select(debts.c.id).where(debts.c.host == host, debts.c.server_id == server_id, debts.c.number == number)
-        ).first()
-        is not None
-    )
+    return tx.execute(_NUMBERED, {"host": host, "server_id": server_id, "number": number}).first() is not None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, text, update
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, text, update
 
 from whimbrel.domain.claim import resources_of
 from whimbrel.domain.migration import Outcome
@@ -66,10 +66,18 @@ def skip_numbers(tx: Connection) -> None:
         tx.execute(text("INSERT INTO sqlite_sequence (name, seq) VALUES ('migrations', :after)"), {"after": after})
 
 
+_DOUBTED = (
+    select(servers)
+    .where(servers.c.doubted_at.is_not(None), servers.c.deleted_at.is_(None))
+    .order_by(servers.c.id)
+    .limit(100)
+    .with_for_update(skip_locked=True)
+)
+
+
 def doubted(tx: Connection) -> list[Row[Any]]:
     """Return the doubted servers, each locked for this transaction; those that another is settling are left out."""
-    query = select(servers).where(servers.c.doubted_at.is_not(None), servers.c.deleted_at.is_(None))
-    return list(tx.execute(query.order_by(servers.c.id).limit(100).with_for_update(skip_locked=True)))
+    return list(tx.execute(_DOUBTED))
 
 
 def abandon(tx: Connection, server_id: str) -> None:
@@ -109,11 +117,17 @@ def move_claim(tx: Connection, server: Row[Any], host: str) -> None:
 # --- what hosts say -------------------------------------------------------------------------------
 
 
+_ABOUT = select(sightings).where(
+    (sightings.c.host == bindparam("host"))
+    | sightings.c.server_id.in_(
+        select(servers.c.id).where(servers.c.host == bindparam("host"), servers.c.deleted_at.is_(None))
+    )
+)
+
+
 def sightings_about(tx: Connection, host: str) -> list[Row[Any]]:
     """Return what this host has said, and what others have said of the servers that belong here."""
-    here = select(servers.c.id).where(servers.c.host == host, servers.c.deleted_at.is_(None))
-    s = sightings.c
-    return list(tx.execute(select(sightings).where((s.host == host) | s.server_id.in_(here))))
+    return list(tx.execute(_ABOUT, {"host": host}))
 
 
 def sightings_of(tx: Connection, server_id: str) -> list[Row[Any]]:

@@ -86,11 +86,12 @@ def of_row(row: Row[Any]) -> Given | None:
     return Given(Witness(row.fenced_by), row.fence_reason or "", row.fenced_at)
 
 
+_AWAITED = select(migrations.c.fence, migrations.c.kind).where(migrations.c.open, migrations.c.fence.is_not(None))
+
+
 def awaited(tx: Connection) -> dict[str, bool]:
     """Return the hosts whose word or proof a migration waits for, each with whether an evacuation does."""
-    rows = tx.execute(
-        select(migrations.c.fence, migrations.c.kind).where(migrations.c.open, migrations.c.fence.is_not(None))
-    )
+    rows = tx.execute(_AWAITED)
     found: dict[str, bool] = {}
     for row in rows:
         found[row.fence] = found.get(row.fence, False) or row.kind == "evacuation"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, bindparam, select, update
+from sqlalchemy import Connection, Row, Update, bindparam, select, update
 
 from whimbrel.domain.migration import Mark
 from whimbrel.migration.journal import Entry
@@ -36,6 +37,25 @@ _KEY = (
     & (journal.c.attempt == bindparam("of_attempt"))
     & (journal.c.step == bindparam("of_step"))
 )
+_INSERT = journal.insert()
+_AWAITED = (
+    select(journal)
+    .join(migrations, migrations.c.id == journal.c.migration_id)
+    .where(
+        migrations.c.open,
+        migrations.c.held.is_(False),
+        migrations.c.window_open.is_(False),
+        journal.c.segment == migrations.c.segment,
+        journal.c.attempt == migrations.c.attempt,
+        journal.c.mark.in_(AWAITED),
+    )
+)
+
+
+@cache
+def _writing(names: tuple[str, ...]) -> Update:
+    """Return the statement that writes these columns of one row; there are few such sets of columns."""
+    return update(journal).where(_KEY).values({name: bindparam(name) for name in names})
 
 
 def entries(tx: Connection, migration_id: int, segment: int, attempt: int) -> dict[str, Entry]:
@@ -67,10 +87,10 @@ def write(tx: Connection, key: Key, values: dict[str, Any], *, new: bool = False
     migration_id, segment, attempt, step = key
     if new:
         names = {"migration_id": migration_id, "segment": segment, "attempt": attempt, "step": step}
-        tx.execute(journal.insert(), {**names, **values})
+        tx.execute(_INSERT, {**names, **values})
         return
     names = {"of_migration": migration_id, "of_segment": segment, "of_attempt": attempt, "of_step": step}
-    tx.execute(update(journal).where(_KEY).values({name: bindparam(name) for name in values}), {**names, **values})
+    tx.execute(_writing(tuple(values)), {**names, **values})
 
 
 def row_for(tx: Connection, key: Key) -> Row[Any] | None:
@@ -86,20 +106,7 @@ def results(tx: Connection, migration_id: int, attempt: int) -> dict[str, Facts]
 
 def awaited(tx: Connection) -> list[Row[Any]]:
     """Return the rows whose host still owes an answer that somebody waits for: those of attempts under way."""
-    return list(
-        tx.execute(
-            select(journal)
-            .join(migrations, migrations.c.id == journal.c.migration_id)
-            .where(
-                migrations.c.open,
-                migrations.c.held.is_(False),
-                migrations.c.window_open.is_(False),
-                journal.c.segment == migrations.c.segment,
-                journal.c.attempt == migrations.c.attempt,
-                journal.c.mark.in_(AWAITED),
-            )
-        )
-    )
+    return list(tx.execute(_AWAITED))
 
 
 def order_of(row: Row[Any]) -> Order:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, bindparam, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, Update, bindparam, select, update
 
 from whimbrel.domain.errors import Conflict, Invalid, NotFound
 from whimbrel.domain.migration import Kind, Verdict
@@ -160,24 +161,29 @@ def _beyond_cancel(tx: Connection, row: Row[Any]) -> str:
     return ""
 
 
+_RUN_OUT: tuple[ColumnElement[bool], ...] = (
+    migrations.c.open.is_(True),
+    migrations.c.held.is_(False),
+    migrations.c.window_open.is_(True),
+    migrations.c.verdict.is_(None),
+    migrations.c.window_closes_at <= bindparam("now"),
+)
+_WINDOWS = select(migrations.c.server_id).where(*_RUN_OUT)
+
+
 def windows_run_out(tx: Connection, now: float) -> list[str]:
     """Return the servers whose undo window has run out without a verdict."""
-    return list(tx.execute(select(migrations.c.server_id).where(*_run_out(now))).scalars())
+    return list(tx.execute(_WINDOWS, {"now": now}).scalars())
 
 
 def confirm_when_due(tx: Connection, server_id: str, now: float) -> Begun | None:
     """Confirm this server's migration if its window has run out; None when a verdict came first."""
-    query = select(migrations).where(*_run_out(now), migrations.c.server_id == server_id).with_for_update()
-    row = tx.execute(query).one_or_none()
+    query = select(migrations).where(*_RUN_OUT, migrations.c.server_id == server_id).with_for_update()
+    row = tx.execute(query, {"now": now}).one_or_none()
     if row is None:
         return None
     _set_verdict(tx, row, Verdict.CONFIRM, row.request_id)
     return _woken(tx, row.id, row.segment + 1)
-
-
-def _run_out(now: float) -> tuple[ColumnElement[bool], ...]:
-    c = migrations.c
-    return c.open.is_(True), c.held.is_(False), c.window_open.is_(True), c.verdict.is_(None), c.window_closes_at <= now
 
 
 def open_of(tx: Connection, server_id: str) -> Row[Any] | None:
@@ -197,14 +203,18 @@ def load(tx: Connection, migration_id: int) -> Row[Any] | None:
     return tx.execute(_BY_ID, {"migration_id": migration_id}).one_or_none()
 
 
+@cache
+def _saving(names: tuple[str, ...]) -> Update:
+    """Return the statement that writes these columns of one row; there are few such sets of columns."""
+    mine = (migrations.c.id == bindparam("of_migration"), migrations.c.revision == bindparam("of_revision"))
+    return update(migrations).where(*mine).values({name: bindparam(name) for name in names})
+
+
 def save(tx: Connection, migration_id: int, revision: int, values: dict[str, Any]) -> None:
     """Write back under compare-and-swap; raise LostRace when the revision is not the one that was read."""
-    result = tx.execute(
-        update(migrations)
-        .where(migrations.c.id == migration_id, migrations.c.revision == revision)
-        .values(**values, revision=revision + 1, updated_at=clock.now())
-    )
-    if result.rowcount != 1:
+    written = {**values, "revision": revision + 1, "updated_at": clock.now()}
+    mine = {"of_migration": migration_id, "of_revision": revision}
+    if tx.execute(_saving(tuple(written)), {**mine, **written}).rowcount != 1:
         raise LostRace(f"migration {migration_id} is not at revision {revision} any more")
 
 

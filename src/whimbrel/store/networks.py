@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, insert, or_, select
+from sqlalchemy import Connection, Row, bindparam, delete, insert, or_, select
 
 from whimbrel.domain.errors import Conflict, Invalid, NotFound
 from whimbrel.domain.server import Nic
@@ -15,8 +15,11 @@ from whimbrel.store.tables import networks, ports, servers
 
 MAX_LISTED = 10_000
 MAC_TRIES = 16
-_SELECT_PORTS = select(ports, networks.c.name, networks.c.cidr, networks.c.gateway, networks.c.mtu).join(
-    networks, networks.c.id == ports.c.network_id
+_PORTS_OF = (
+    select(ports, networks.c.name, networks.c.cidr, networks.c.gateway, networks.c.mtu)
+    .join(networks, networks.c.id == ports.c.network_id)
+    .where(ports.c.server_id.in_(bindparam("servers", expanding=True)))
+    .order_by(ports.c.id)
 )
 
 
@@ -70,8 +73,7 @@ def allocate_port(tx: Connection, network_id: str, server_id: str) -> Row[Any]:
 def ports_of(tx: Connection, server_ids: Iterable[str]) -> dict[str, list[Row[Any]]]:
     """Return each server's ports with their network's name, cidr, gateway and mtu; a server without has no key."""
     found: dict[str, list[Row[Any]]] = {}
-    query = _SELECT_PORTS.where(ports.c.server_id.in_(list(server_ids)))
-    for row in tx.execute(query.order_by(ports.c.id)):
+    for row in tx.execute(_PORTS_OF, {"servers": list(server_ids)}):
         found.setdefault(row.server_id, []).append(row)
     return found
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 import structlog
-from sqlalchemy import ColumnElement, Connection, delete, or_, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, delete, or_, select, update
 
 from whimbrel.domain.errors import BusError, Unavailable
 from whimbrel.migration.messages import MESSAGES
@@ -43,37 +43,48 @@ def put(tx: Connection, queue: str, message: object) -> int:
         "body": msgspec.to_builtins(message),
         "due_at": clock.now() + SWEEP_AGE,
     }
-    result = tx.execute(outbox.insert().values(**row))
+    result = tx.execute(_INSERT, row)
     key = result.inserted_primary_key
     assert key is not None
     return int(key[0])
 
 
-def _is_due(now: float) -> ColumnElement[bool]:
-    """A row from further in the future than any lease, whoever's clock, was written before the clock was set back."""
-    return or_(outbox.c.due_at <= now, outbox.c.due_at > now + 2 * LEASE)
+_IS_DUE: tuple[ColumnElement[bool], ...] = (
+    # From further in the future than any lease, whoever's clock: it was written before the clock was set back.
+    or_(outbox.c.due_at <= bindparam("now"), outbox.c.due_at > bindparam("far_ahead")),
+    outbox.c.id.not_in(bindparam("unreadable", expanding=True)),
+)
+_ANY_DUE = select(outbox.c.id).where(*_IS_DUE).limit(1)
+_DUE = (
+    select(outbox.c.id, outbox.c.queue, outbox.c.type, outbox.c.body)
+    .where(*_IS_DUE)
+    .order_by(outbox.c.id)
+    .limit(BATCH)
+    .with_for_update(skip_locked=True)
+)
+_INSERT = outbox.insert()
+_THESE = outbox.c.id.in_(bindparam("ids", expanding=True))
+_LEASE = update(outbox).where(_THESE).values(due_at=bindparam("until"))
+_FORGET = delete(outbox).where(_THESE)
+
+
+def _due_at(now: float, unreadable: set[int]) -> dict[str, Any]:
+    return {"now": now, "far_ahead": now + 2 * LEASE, "unreadable": sorted(unreadable)}
 
 
 def _any_due(tx: Connection, now: float, unreadable: set[int]) -> bool:
-    query = select(outbox.c.id).where(_is_due(now), outbox.c.id.not_in(unreadable)).limit(1)
-    return tx.execute(query).first() is not None
+    return tx.execute(_ANY_DUE, _due_at(now, unreadable)).first() is not None
 
 
 def _take_due(tx: Connection, now: float, unreadable: set[int]) -> list[tuple[int, str, str, Any]]:
     """Take the oldest rows that are due and that no other sweep is taking just now."""
-    rows = tx.execute(
-        select(outbox.c.id, outbox.c.queue, outbox.c.type, outbox.c.body)
-        .where(_is_due(now), outbox.c.id.not_in(unreadable))
-        .order_by(outbox.c.id)
-        .limit(BATCH)
-        .with_for_update(skip_locked=True)
-    ).all()
-    tx.execute(update(outbox).where(outbox.c.id.in_([row.id for row in rows])).values(due_at=now + LEASE))
+    rows = tx.execute(_DUE, _due_at(now, unreadable)).all()
+    tx.execute(_LEASE, {"ids": [row.id for row in rows], "until": now + LEASE})
     return [(row.id, row.queue, row.type, row.body) for row in rows]
 
 
 def _forget(tx: Connection, sent: list[int]) -> None:
-    tx.execute(delete(outbox).where(outbox.c.id.in_(sent)))
+    tx.execute(_FORGET, {"ids": sent})
 
 
 class Relay:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import msgspec
 import structlog
-from sqlalchemy import Connection, Row, bindparam, case, or_, select, update
+from sqlalchemy import Connection, Row, Update, bindparam, case, or_, select, update
 
 from whimbrel.domain.server import Flavor, Guest, Image, PowerState, disks_for
 from whimbrel.ops import clock
@@ -99,6 +100,13 @@ def observe_power(tx: Connection, server_id: str, state: PowerState, *, after: i
     tx.execute(seen.values(power_state=state, updated_at=clock.now()))
 
 
+@cache
+def _setting(names: tuple[str, ...]) -> Update:
+    """Return the statement that writes these columns of one server; there are few such sets of columns."""
+    return update(servers).where(servers.c.id == bindparam("of_server")).values({n: bindparam(n) for n in names})
+
+
 def set_values(tx: Connection, server_id: str, **values: Any) -> None:
     """Write columns of the server's row and its time of change."""
-    tx.execute(update(servers).where(servers.c.id == server_id).values(**values, updated_at=clock.now()))
+    written = {**values, "updated_at": clock.now()}
+    tx.execute(_setting(tuple(written)), {"of_server": server_id, **written})
