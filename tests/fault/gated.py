@@ -19,6 +19,7 @@ from whimbrel.conductor import drive, service
 from whimbrel.domain.migration import Verb
 from whimbrel.lab.processes import wait_until
 from whimbrel.ops import settings
+from whimbrel.store.engine import Store
 
 
 def gate_agent(gates: Gates) -> None:
@@ -57,14 +58,16 @@ def gate_conductor(gates: Gates) -> None:
         do_now(driver, hand, step)
         done.setdefault(server, []).append(Gate(table, step.name, AFTER))
 
-    class GatedConductor(service.Conductor):
-        async def _write(self, function: Any, *args: Any, **kwargs: Any) -> Any:
-            while True:
-                try:
-                    return await super()._write(function, *args, **kwargs)
-                except Held as stop:
-                    await until_open(gates, stop.gate)
+    write = Store.write
 
+    async def patient(store: Store, function: Any, *args: Any, **kwargs: Any) -> Any:
+        while True:
+            try:
+                return await write(store, function, *args, **kwargs)
+            except Held as stop:
+                await until_open(gates, stop.gate)
+
+    class GatedConductor(service.Conductor):
         async def _publish(self, effects: Any) -> None:
             for change in effects.changed:
                 for gate in done.pop(change.server, []):
@@ -73,6 +76,7 @@ def gate_conductor(gates: Gates) -> None:
             await super()._publish(effects)
 
     drive.Driver._do_now = held  # type: ignore[method-assign]
+    Store.write = patient  # type: ignore[method-assign,assignment]
     service.Conductor = GatedConductor  # type: ignore[misc]
 
 

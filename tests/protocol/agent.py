@@ -172,12 +172,17 @@ class Agent:
 
     def _guests(self) -> tuple[GuestReport, ...]:
         seen = self.ledger.server(SERVER)
-        if seen is None or (self.host.live is None and (seen.grant_epoch is None or seen.sealed is not None)):
+        if seen is None or not self._has(seen):
             return ()
         state = PowerState.UNKNOWN if seen.at_work else self.host.process or PowerState.STOPPED
         interrupted = seen.was_interrupted(self.ledger.boot)
         granted = seen.grant_epoch or 0 if seen.sealed is None else 0
         return (GuestReport(SERVER, state, seen.epoch, seen.number, interrupted, granted),)
+
+    def _has(self, seen: ServerRecord) -> bool:
+        if seen.sealed is None:
+            return seen.grant_epoch is not None or self.host.live is not None
+        return self.host.live is not None or seen.sealed in self.host.sealed
 
     def _do(self, order: Order) -> None:
         outcome = perform(self._world, order, Control())

@@ -138,6 +138,21 @@ def test_a_guest_that_is_brought_back_runs_though_its_agent_died_in_the_middle_o
     cluster.settled("h1")
 
 
+def test_a_guest_that_an_evacuated_move_had_sealed_runs_again_when_no_host_could_take_it() -> None:
+    cluster = Cluster()
+    cut_at(cluster, "h1.renamed", away=FOR_GOOD)
+    cluster.start()
+    wait(cluster)
+    assert cluster.migration().fence == "h1", cluster.story()
+    fail(cluster, "h2.prepare", "h3.prepare")
+    cluster.evacuate()
+    wait(cluster)
+    assert cluster.migration().outcome == "error" and cluster.server().host == "h1", cluster.story()
+    cluster.boot(cluster.hosts["h1"])
+    cluster.run()
+    cluster.settled("h1")
+
+
 def test_a_guest_is_started_again_though_its_host_lost_its_power_twice() -> None:
     cluster = Cluster()
     h1 = cluster.hosts["h1"]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import pytest
+from sqlalchemy import update
 
 from tests.protocol.audit import audit
 from tests.protocol.cluster import FOR_GOOD, LARGE, AgentKilled, Cluster
 from tests.protocol.faults import cut_at, fail, lift
+from whimbrel.conductor import timers
 from whimbrel.domain.errors import Conflict, Invalid
-from whimbrel.domain.migration import Kind, Verdict, Witness
+from whimbrel.domain.migration import Answer, Kind, Verdict, Witness
 from whimbrel.domain.server import PowerAction
 from whimbrel.migration import protocols
-from whimbrel.migration.messages import Order
+from whimbrel.migration.messages import Order, StepReport
 from whimbrel.store.tables import claims, debts
+from whimbrel.store.tables import journal as journal_table
 from whimbrel.store.tables import migrations as migrations_table
 
 
@@ -361,3 +364,37 @@ def test_a_disk_that_was_not_grown_before_its_agent_died_is_grown_by_the_next_on
     cluster.start(Kind.RESIZE, protocols.RESIZE, new_flavor=LARGE)
     cluster.run()
     audit(cluster, at_rest=True)
+
+
+def test_an_order_that_cannot_be_read_keeps_no_other_migration_waiting() -> None:
+    cluster = Cluster()
+    cluster.start()
+    while "prepare" not in cluster.marks():
+        cluster.step()
+    poison = (
+        update(journal_table).where(journal_table.c.step == "prepare").values(outstanding={"of": "another release"})
+    )
+    cluster.store.write_now(lambda tx: tx.execute(poison))
+    cluster.queue.clear()
+    cluster.time += 300
+    due = cluster.store.read_now(timers.look, cluster.conf)
+    (unreadable,) = due.unreadable
+    assert unreadable[3] == "prepare" and not due.asks and not due.silent
+    cluster.store.write_now(timers.note_asked, due.unreadable)
+    assert not cluster.store.read_now(timers.look, cluster.conf).unreadable, (
+        "it is told of now and then, not all the time"
+    )
+
+
+def test_a_host_that_claims_numbers_that_were_never_drawn_moves_nothing() -> None:
+    cluster = Cluster()
+    cluster.start()
+    while not any(isinstance(message, Order) for message in cluster.queue):
+        cluster.step()
+    of = next(message for message in cluster.queue if isinstance(message, Order))
+    before = cluster.server()
+    named = (of.host, of.server, of.migration, of.segment, of.attempt, of.step, of.verb, of.number)
+    cluster.deliver(StepReport(*named, Answer.STALE, {"epoch": before.epoch, "number": 500_000_000}))
+    assert cluster.server().order_number == before.order_number + 1, "it is ordered anew, with the next number"
+    cluster.run()
+    assert cluster.migration().window_open, cluster.story()

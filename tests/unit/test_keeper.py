@@ -63,6 +63,12 @@ def admitted(settings: Agent, ledger: Ledger, *, lease: float | None = None) -> 
     return made
 
 
+def holds_grant(ledger: Ledger) -> bool:
+    """Whether this boot of the host may run the server now."""
+    seen = ledger.server(SERVER)
+    return seen is not None and seen.sealed is None and seen.grant_boot == ledger.boot
+
+
 def deadline(settings: Agent) -> float | None:
     return read_number(Path(settings.run_dir) / LEASE_FILE, "deadline")
 
@@ -127,7 +133,7 @@ def test_an_agent_whose_lease_ran_out_obeys_nothing_and_every_guest_needs_a_new_
     # It was under way; the guests have been ended all the same.
     admission.renew(Lease("h1", first, now["boot"] - 5, 30))
     assert not admission.may_obey() and admission.id != first
-    assert not grants.holds_grant(SERVER)
+    assert not holds_grant(ledger)
     admission.welcome(Welcome("h1", first, {}))
     assert not admission.may_obey(), "a welcome to an earlier question admits nobody"
     keeper.look()
@@ -148,7 +154,7 @@ def test_an_agent_that_was_away_when_its_lease_ran_out_knows_that_its_guests_wer
     keeper.look()
     again = Admission(settings, ledger)
     asked = again.ask()
-    assert not grants.holds_grant(SERVER), "what the keeper has ended is to be started again"
+    assert not holds_grant(ledger), "what the keeper has ended is to be started again"
     again.welcome(Welcome("h1", asked.admission, {}, Lease("h1", asked.admission, asked.composed, 30)))
     assert again.may_obey()
 
@@ -163,7 +169,7 @@ def test_whatever_an_agent_does_next_it_notices_that_its_lease_has_run_out(
     grants.grant(order("start_guest", 1))
     now["boot"] += 31
     getattr(admission, look)(*([Lease("h1", admission.id, now["boot"], 30)] if look == "renew" else []))
-    assert not admission.admitted and not grants.holds_grant(SERVER)
+    assert not admission.admitted and not holds_grant(ledger)
 
 
 def test_a_lease_that_comes_too_late_admits_nobody(

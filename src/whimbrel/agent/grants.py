@@ -71,11 +71,6 @@ class LedgerGrants:
         seen = self._ledger.server(server)
         return seen is not None and seen.sealed is not None
 
-    def holds_grant(self, server: str) -> bool:
-        """Return whether this boot of this host may run the server now."""
-        seen = self._ledger.server(server)
-        return seen is not None and self._holds(seen)
-
     def _holds(self, seen: ServerRecord) -> bool:
         return seen.sealed is None and seen.grant_epoch is not None and seen.grant_boot == self._ledger.boot
 

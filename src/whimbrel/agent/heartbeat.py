@@ -11,7 +11,7 @@ import structlog
 
 from whimbrel.agent import inventory
 from whimbrel.agent.admission import Admission
-from whimbrel.agent.ledger import Ledger
+from whimbrel.agent.ledger import Ledger, ServerRecord
 from whimbrel.bus.port import Bus
 from whimbrel.domain.errors import BusError, CannotTell, StepError
 from whimbrel.domain.server import PowerState
@@ -127,15 +127,14 @@ class Heart:
         )
 
     def _guests(self) -> tuple[GuestReport, ...]:
-        """Return one line for each server that lives or may run here; a hypervisor that is silent is asked only once.
+        """Return one line for each server that this host has; a hypervisor that is silent is asked only once.
 
         What is seen while a step is at work is not how the guest will be left, and a late heartbeat must not tell it.
         """
         lines: list[GuestReport] = []
         silent = False
         for seen in self._ledger.servers():
-            may_run = seen.grant_epoch is not None and seen.sealed is None
-            if not may_run and not self._world.directories.is_live(seen.server):
+            if not self._has(seen):
                 continue
             state: PowerState | None = PowerState.UNKNOWN
             if not silent and not seen.at_work:
@@ -148,6 +147,13 @@ class Heart:
             shown = state or PowerState.STOPPED
             lines.append(GuestReport(seen.server, shown, seen.epoch, seen.number, interrupted, granted))
         return tuple(lines)
+
+    def _has(self, seen: ServerRecord) -> bool:
+        """Return whether a server may run here, lives here, or was sealed by a move that may have come to nothing."""
+        if seen.sealed is None:
+            return seen.grant_epoch is not None or self._world.directories.is_live(seen.server)
+        directories = self._world.directories
+        return directories.is_live(seen.server) or directories.is_sealed(seen.server, seen.sealed)
 
     def _version(self) -> int:
         guests = self._world.guests

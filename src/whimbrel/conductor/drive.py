@@ -77,7 +77,7 @@ class Hand:
     def case(self) -> Case:
         """Return what a conductor's own step needs to know."""
         m = self.migration
-        return Case(m.id, m.server_id, orders.attempt_label(m), m.source, m.target)
+        return Case(m.id, m.server_id, migrations.attempt_label(m), m.source, m.target)
 
     def tell(self, event: str, step: str, host: str | None = None, reason: str = "") -> None:
         """Log what was decided, with everything that finds the line again."""

@@ -11,7 +11,7 @@ from whimbrel.domain.migration import Kind, Mark, Outcome, Verdict
 from whimbrel.domain.server import PowerAction, PowerState
 from whimbrel.migration.journal import Entry
 from whimbrel.migration.protocols import Protocol
-from whimbrel.ops import clock, metrics, settings
+from whimbrel.ops import clock, settings
 from whimbrel.store import journal, migrations, servers_core
 
 _log = structlog.get_logger()
@@ -139,27 +139,12 @@ def _reopen_window(tx: Connection, migration: Row[Any]) -> bool:
 
 
 def _close(tx: Connection, migration: Row[Any], outcome: Outcome, reason: str | None = None) -> bool:
-    migrations.save(
-        tx,
-        migration.id,
-        migration.revision,
-        {"open": False, "outcome": outcome, "reason": reason, "fence": None, "finished_at": clock.now()},
-    )
+    migrations.close(tx, migration, outcome, reason)
     values: dict[str, Any] = {}
     if migration.kind == Kind.EVACUATION and outcome is not Outcome.COMPLETED and migration.was_running:
         # It is its old host's again. What a target reported in between is not how it was there.
         values["power_state"] = PowerState.RUNNING
     servers_core.set_values(tx, migration.server_id, **values)
-    metrics.migrations_ended.labels(migration.kind, outcome).inc()
-    _log.info(
-        "migration ended",
-        request_id=migration.segments[migration.segment]["request_id"],
-        migration=migration.id,
-        server=migration.server_id,
-        kind=migration.kind,
-        outcome=outcome,
-        **({"reason": reason} if reason else {}),
-    )
     return False
 
 

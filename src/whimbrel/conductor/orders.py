@@ -12,7 +12,7 @@ from whimbrel.domain.migration import Kind, Verb, Where
 from whimbrel.domain.server import PowerAction
 from whimbrel.migration.messages import Order, Place, Work
 from whimbrel.migration.protocols import HostStep, Protocol
-from whimbrel.store import journal, servers_core
+from whimbrel.store import journal, migrations, servers_core
 from whimbrel.store.tables import hosts
 
 TicketUrl = Callable[[str], str]
@@ -23,11 +23,6 @@ _PLACES = select(hosts.c.name, hosts.c.address).where(
     (hosts.c.name == bindparam("a")) | (hosts.c.name == bindparam("b"))
 )
 _HEARD_AT = select(hosts.c.heard_at).where(hosts.c.name == bindparam("name"))
-
-
-def attempt_label(migration: Row[Any]) -> str:
-    """Return the name that every path of this attempt carries on a host."""
-    return f"{migration.id}-{migration.attempt}"
 
 
 def host_for(migration: Row[Any], where: Where) -> str | None:
@@ -65,7 +60,7 @@ def build(
         server=migration.server_id,
         migration=migration.id,
         segment=migration.segment,
-        attempt=attempt_label(migration),
+        attempt=migrations.attempt_label(migration),
         protocol=table.name,
         version=table.version,
         step=step.name,

@@ -10,7 +10,6 @@ from sqlalchemy import Connection, Row
 from whimbrel.conductor import restore
 from whimbrel.conductor.drive import Driver, Effects, send
 from whimbrel.conductor.endings import power_from
-from whimbrel.conductor.orders import attempt_label
 from whimbrel.domain.migration import Answer, Mark, Verb
 from whimbrel.migration.messages import Facts, Order, StepReport
 from whimbrel.ops import clock
@@ -60,7 +59,7 @@ def _awaited(tx: Connection, report: StepReport) -> Row[Any] | None:
         return None
     if report.segment != migration.segment:
         return None
-    if (report.server, report.attempt) != (migration.server_id, attempt_label(migration)):
+    if (report.server, report.attempt) != (migration.server_id, migrations.attempt_label(migration)):
         return None
     row = journal.row_for(tx, (report.migration, report.segment, migration.attempt, report.step))
     if row is None or row.mark not in journal.AWAITED:

@@ -22,15 +22,12 @@ from whimbrel.migration.messages import StepReport, Wake
 from whimbrel.migration.presence import GuestReport, Heartbeat
 from whimbrel.ops import clock, settings
 from whimbrel.store import doubts, fencing, outbox, servers_core
-from whimbrel.store.migrations import CONDUCTOR_QUEUE
 from whimbrel.store.tables import hosts, migrations, servers
 
 _log = structlog.get_logger()
 
 ABSENT_AFTER = 30.0
 """Seconds for which a host must have had nothing of a server that belongs to it before that is believed."""
-LEAD_MAX = 1_000_000
-"""A number that is further ahead than this is no number of ours."""
 
 Sightings = Mapping[str, Row[Any]]
 
@@ -172,8 +169,8 @@ def _settle(tx: Connection, server: Row[Any], effects: Effects) -> None:
     migration = doubts.release(tx, server.id) if agrees else None
     if migration is not None:
         doubts.settle(tx, server.id)
-        message = Wake(migration)
-        effects.outbox.append((outbox.put(tx, CONDUCTOR_QUEUE, message), CONDUCTOR_QUEUE, message))
+        message, queue = Wake(migration), outbox.CONDUCTOR_QUEUE
+        effects.outbox.append((outbox.put(tx, queue, message), queue, message))
     elif holder is not None:
         _place(tx, server, holder)
     else:
@@ -202,7 +199,8 @@ def _adopt(tx: Connection, server_id: str, host: str, epoch: int, number: int) -
 
 def _is_news(row: Row[Any], epoch: int, number: int) -> bool:
     """Return whether a host knows an epoch or an order number that this database has never drawn."""
-    return bool(row.epoch < epoch <= row.epoch + LEAD_MAX or row.order_number < number <= row.order_number + LEAD_MAX)
+    most = servers_core.LEAD_MAX
+    return bool(row.epoch < epoch <= row.epoch + most or row.order_number < number <= row.order_number + most)
 
 
 def _is_lost(row: Row[Any]) -> bool:

@@ -117,8 +117,8 @@ class Conductor:
             await self._apart(self._driver.advance, migration_id)
         await self._apart(timers.collect_debts, self._conf)
         await self._apart(restore.settle, self._conf)
-        if due.asks:
-            await self._store.write(timers.note_asked, [key for key, _ in due.asks])
+        if asked := [key for key, _ in due.asks] + due.unreadable:
+            await self._store.write(timers.note_asked, asked)
         for _, ask in due.asks:  # one host's queue may take nothing; the others' must all the same
             await self._pass(f"agent.{ask.order.host}", ask)
 

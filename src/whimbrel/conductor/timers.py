@@ -35,6 +35,7 @@ class Due:
 
     silent: list[Key] = field(default_factory=list)
     asks: list[tuple[Key, Ask]] = field(default_factory=list)
+    unreadable: list[Key] = field(default_factory=list)
     windows: list[str] = field(default_factory=list)
     unplaced: list[int] = field(default_factory=list)
     asleep: list[int] = field(default_factory=list)
@@ -49,10 +50,16 @@ def look(tx: Connection, conf: settings.Conductor, *, listening_since: float = 0
     due = Due(windows=migrations.windows_run_out(tx, now), unplaced=_unplaced(tx, now), asleep=_asleep(tx, now))
     for row in journal.awaited(tx):
         key = (row.migration_id, row.segment, row.attempt, row.step)
-        if _is_silent(row, now, conf, listening_since):
-            due.silent.append(key)
-        elif _passed(row.asked_at, now, conf.ask_after):
-            due.asks.append((key, Ask(journal.order_of(row))))
+        asks = _passed(row.asked_at, now, conf.ask_after)
+        try:
+            if _is_silent(row, now, conf, listening_since):
+                due.silent.append(key)
+            elif asks:
+                due.asks.append((key, Ask(journal.order_of(row))))
+        except msgspec.ValidationError as error:  # another release wrote it, say; every other migration goes on
+            if asks:
+                due.unreadable.append(key)
+                _log.error("an order in the journal cannot be read", migration=row.migration_id, reason=str(error))
     return due
 
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from whimbrel.domain.migration import Answer, Proof, Where
 from whimbrel.migration.messages import Facts, Order
 from whimbrel.migration.ports import Books, Case, Control, World
-from whimbrel.migration.steps import channel, claim, disks, guest, handover, retire
+from whimbrel.migration.steps import again, channel, claim, disks, guest, handover, retire
 
 HostAction = Callable[[World, Order, Control], Facts]
 HostProbe = Callable[[World, Order, Control], tuple[Answer, Facts]]
@@ -136,7 +136,7 @@ STOP_GUEST = HostStep("stop_guest", S, guest.seal, guest.unseal, guest.is_sealed
     why="The source promises durably not to run the guest again, then stops it, so that nothing can start it twice.")
 COPY_DISKS = HostStep("copy_disks", S, disks.push, NOTHING, disks.match, STALL(60),
     why="The guest is stopped, so its files are opaque bytes; what arrives belongs to the incoming directory.")
-VERIFY_DISKS = HostStep("verify_disks", T, disks.verify, NOTHING, disks.are_verified, STALL(60),
+VERIFY_DISKS = HostStep("verify_disks", T, disks.verify, NOTHING, again.is_simple, STALL(60),
     why="The target reads its disk back and compares digests: a copy counts when it was seen to be whole.")
 DEFINE_GUEST = HostStep("define_guest", T, guest.define, guest.undefine, guest.is_defined, limit(30 * SECOND),
     why="The same machine: what differs from the source's definition is declared and recorded.")
@@ -145,7 +145,7 @@ HAND_OVER = BooksStep("hand_over", handover.commit, handover.take_back, turns=Tr
 START_GUEST = HostStep("start_guest", T, guest.start, guest.revoke, guest.is_running, limit(60 * SECOND),
     word=True, raises=True, proof=Proof.GIVEN,
     why="Made paused, recorded as released, then let run: whether it ever ran here can always be asked.")
-RESIZE_DISKS = HostStep("resize_disks", T, disks.resize, NOTHING, disks.are_resized, limit(60 * SECOND),
+RESIZE_DISKS = HostStep("resize_disks", T, disks.resize, NOTHING, again.is_simple, limit(60 * SECOND),
     why="The verified copy grows to the new flavor; the source's copy keeps its size for a revert.")
 
 COLD = Protocol("cold", 1, (
@@ -158,7 +158,7 @@ RESIZE = Protocol("resize", 1, (
 ))
 
 CONFIRM = Protocol("confirm", 1, (
-    HostStep("retire_source", S, retire.source, NOTHING, retire.source_is_gone, limit(60 * SECOND),
+    HostStep("retire_source", S, retire.source, NOTHING, again.is_simple, limit(60 * SECOND),
         owed=True, no_return=True,
         why="The user said yes, so the source's copy may go; a source that is away owes it."),
     BooksStep("settle_claims", claim.settle_target, NOTHING,
@@ -166,7 +166,7 @@ CONFIRM = Protocol("confirm", 1, (
 ))
 
 REVERT = Protocol("revert", 1, (
-    HostStep("check_source", S, guest.check_source, NOTHING, guest.source_is_there, limit(20 * SECOND),
+    HostStep("check_source", S, guest.check_source, NOTHING, again.is_simple, limit(20 * SECOND),
         why="When the source cannot be reached, the revert refuses here and the target runs on."),
     HostStep("stop_target", T, guest.stop_target, guest.restart, guest.is_stopped, limit(60 * SECOND),
         word=True, raises=True, proof=Proof.ANY,
@@ -175,7 +175,7 @@ REVERT = Protocol("revert", 1, (
         why="The runner changes back in one transaction, at a new epoch."),
     HostStep("start_source", S, guest.unseal, NOTHING, guest.is_unsealed, limit(60 * SECOND), word=True,
         why="The sealed copy gets its name back and runs, if it ran before."),
-    HostStep("discard_target", T, retire.target, NOTHING, retire.target_is_gone, limit(60 * SECOND), owed=True,
+    HostStep("discard_target", T, disks.discard, NOTHING, again.is_simple, limit(60 * SECOND), owed=True,
         why="Only when the source has its guest back is the target's copy given up."),
     BooksStep("settle_claims", claim.settle_source, NOTHING,
         why="The source's claim was kept all the time; the target's is given back."),
@@ -191,7 +191,7 @@ EVACUATE = Protocol("evacuate", 1, (
         raises=True, proof=Proof.ANY, fence=True,
         why="The old host says that it does not run the guest any more, or a proof says so in its place."),
     DEFINE_GUEST, HAND_OVER, START_GUEST,
-    HostStep("remove_stale", S, retire.stale, NOTHING, retire.everything_is_gone, limit(60 * SECOND),
+    HostStep("remove_stale", S, retire.stale, NOTHING, again.is_simple, limit(60 * SECOND),
         owed=True, no_return=True,
         why="The old copy goes only once the server runs elsewhere; a host that is away owes it."),
     BooksStep("settle_claims", claim.settle_target, NOTHING,
@@ -199,10 +199,10 @@ EVACUATE = Protocol("evacuate", 1, (
 ))  # without shared storage the disks are made anew from the image: what was on the old host's is not there
 
 DELETE = Protocol("delete", 1, (
-    HostStep("remove_guest", T, retire.everything, NOTHING, retire.everything_is_gone, limit(60 * SECOND),
+    HostStep("remove_guest", T, retire.everything, NOTHING, again.is_simple, limit(60 * SECOND),
         owed=True, no_return=True,
         why="Deleting ends for the user at once; a host that is away owes the clean-up."),
-    HostStep("remove_source", S, retire.everything, NOTHING, retire.everything_is_gone, limit(60 * SECOND),
+    HostStep("remove_source", S, retire.everything, NOTHING, again.is_simple, limit(60 * SECOND),
         owed=True,
         why="In the undo window there is a second copy at the source."),
     BooksStep("release_claims", claim.release_all, NOTHING,

@@ -84,8 +84,7 @@ def abandon(tx: Connection, server_id: str) -> None:
     """End the server's open migration, whose journal is older than the truth; nothing is ordered for it."""
     row = migrations.open_of(tx, server_id)
     if row is not None:
-        values = {"open": False, "held": False, "outcome": Outcome.ERROR, "reason": OVERTAKEN, "fence": None}
-        migrations.save(tx, row.id, row.revision, {**values, "window_open": False, "finished_at": clock.now()})
+        migrations.close(tx, row, Outcome.ERROR, OVERTAKEN)
 
 
 def release(tx: Connection, server_id: str) -> int | None:

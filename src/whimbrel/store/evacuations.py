@@ -15,7 +15,6 @@ from whimbrel.domain.errors import Conflict
 from whimbrel.domain.migration import Kind, Mark, Outcome, Verb, Where
 from whimbrel.domain.server import PowerAction
 from whimbrel.migration import protocols
-from whimbrel.ops import clock
 from whimbrel.store import claims, debts, journal, migrations
 from whimbrel.store.actions import Asked
 from whimbrel.store.migrations import Begun
@@ -65,14 +64,9 @@ def _overtake(tx: Connection, row: Row[Any]) -> None:
     made = entries.get("prepare")
     if row.kind != Kind.POWER and row.target is not None and made is not None:
         _owe_the_copy(tx, row, made.mark)
-    attempt = f"{row.id}-{row.attempt}"
+    attempt = migrations.attempt_label(row)
     claims.give_back(tx, [each for each in claims.of_server(tx, row.server_id) if each.attempt == attempt])
-    migrations.save(
-        tx,
-        row.id,
-        row.revision,
-        {"open": False, "outcome": Outcome.ERROR, "reason": OVERTAKEN, "fence": None, "finished_at": clock.now()},
-    )
+    migrations.close(tx, row, Outcome.ERROR, OVERTAKEN)
 
 
 def _owe_the_copy(tx: Connection, row: Row[Any], mark: Mark) -> None:

@@ -18,8 +18,6 @@ from whimbrel.ops import clock
 from whimbrel.store import outbox
 from whimbrel.store.tables import claims, debts, hosts, migrations, servers
 
-CONDUCTOR_QUEUE = "conductor"
-
 
 @dataclass(frozen=True)
 class Given:
@@ -56,7 +54,7 @@ def give(
     )
     waiting = tx.execute(select(migrations.c.id).where(migrations.c.open, migrations.c.fence == host)).scalars()
     wakes: list[Wake] = [Wake(migration) for migration in waiting]
-    return [(outbox.put(tx, CONDUCTOR_QUEUE, wake), CONDUCTOR_QUEUE, wake) for wake in wakes]
+    return [(outbox.put(tx, outbox.CONDUCTOR_QUEUE, wake), outbox.CONDUCTOR_QUEUE, wake) for wake in wakes]
 
 
 def note_lease(tx: Connection, host: str, seconds: float, *, new_boot: bool) -> None:

@@ -6,20 +6,21 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import structlog
 from sqlalchemy import ColumnElement, Connection, Row, Select, Update, bindparam, select, update
 
 from whimbrel.domain.errors import Conflict, Invalid, NotFound
-from whimbrel.domain.migration import Kind, Verdict
+from whimbrel.domain.migration import Kind, Outcome, Verdict
 from whimbrel.domain.server import PowerAction, PowerState
 from whimbrel.migration import protocols
 from whimbrel.migration.messages import Wake
 from whimbrel.migration.protocols import Protocol
-from whimbrel.ops import clock, ids
+from whimbrel.ops import clock, ids, metrics
 from whimbrel.store import journal, outbox
 from whimbrel.store.retries import LostRace
 from whimbrel.store.tables import migrations, servers
 
-CONDUCTOR_QUEUE = "conductor"
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -218,6 +219,28 @@ def save(tx: Connection, migration_id: int, revision: int, values: dict[str, Any
         raise LostRace(f"migration {migration_id} is not at revision {revision} any more")
 
 
+def attempt_label(migration: Row[Any]) -> str:
+    """Return the attempt's name in every path, claim and order, unique in this cloud: migration and attempt."""
+    return f"{migration.id}-{migration.attempt}"
+
+
+def close(tx: Connection, migration: Row[Any], outcome: Outcome, reason: str | None = None) -> None:
+    """Write down that a migration has ended, and how."""
+    values = {"open": False, "held": False, "window_open": False, "fence": None}
+    ended = {"outcome": outcome, "reason": reason, "finished_at": clock.now()}
+    save(tx, migration.id, migration.revision, values | ended)
+    metrics.migrations_ended.labels(migration.kind, outcome).inc()
+    _log.info(
+        "migration ended",
+        request_id=migration.segments[migration.segment]["request_id"],
+        migration=migration.id,
+        server=migration.server_id,
+        kind=migration.kind,
+        outcome=outcome,
+        **({"reason": reason} if reason else {}),
+    )
+
+
 def open_ids(tx: Connection) -> list[int]:
     """Return every open migration's id, oldest first."""
     return list(tx.execute(select(migrations.c.id).where(migrations.c.open).order_by(migrations.c.id)).scalars())
@@ -244,8 +267,8 @@ def _segment(protocol: Protocol, request_id: str) -> dict[str, Any]:
 
 def _woken(tx: Connection, migration_id: int, segment: int) -> Begun:
     message = Wake(migration_id)
-    number = outbox.put(tx, CONDUCTOR_QUEUE, message)
-    return Begun(migration_id, segment, [(number, CONDUCTOR_QUEUE, message)])
+    number = outbox.put(tx, outbox.CONDUCTOR_QUEUE, message)
+    return Begun(migration_id, segment, [(number, outbox.CONDUCTOR_QUEUE, message)])
 
 
 def _server(tx: Connection, server_id: str) -> Row[Any]:

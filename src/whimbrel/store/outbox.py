@@ -22,6 +22,8 @@ from whimbrel.ops import clock
 from whimbrel.store.engine import Store
 from whimbrel.store.tables import outbox
 
+CONDUCTOR_QUEUE = "conductor"
+"""Where every conductor takes its work from."""
 SWEEP_AGE = 2.0
 """Seconds that the writer of a row has for publishing it."""
 LEASE = 10.0

@@ -72,16 +72,19 @@ def next_number(tx: Connection, server_id: str, to_host: str, *, raise_epoch: bo
     return tx.execute(_NEXT_NUMBER, {"server_id": server_id, "higher": int(raise_epoch), "to_host": to_host}).one()
 
 
+LEAD_MAX = 1_000_000
+"""How far a host may be ahead of a restored database; more is no number that was ever drawn."""
 NUMBERS_MAX = 1_000_000_000
 """No server lives long enough to get so many orders. A host that says so lies, and would use the column's room up."""
 
 
 def adopt_numbers(tx: Connection, server_id: str, epoch: int, number: int) -> bool:
     """Raise the server's numbers to what a host has seen, after a restore of this database; return whether it did."""
-    if max(epoch, number) > NUMBERS_MAX:
+    s = servers.c
+    row = tx.execute(select(s.epoch, s.order_number).where(s.id == server_id)).one()
+    if epoch > row.epoch + LEAD_MAX or number > row.order_number + LEAD_MAX or max(epoch, number) > NUMBERS_MAX:
         _log.error("a host claims numbers that no server can have", server=server_id, epoch=epoch, number=number)
         return False
-    s = servers.c
     raised = tx.execute(
         update(servers)
         .where(s.id == server_id, or_(s.epoch < epoch, s.order_number < number))

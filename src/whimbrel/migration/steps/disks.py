@@ -44,16 +44,6 @@ def verify(world: World, order: Order, control: Control) -> Facts:
     return world.disks.verify(order, control)
 
 
-def are_verified(world: World, order: Order, control: Control) -> tuple[Answer, Facts]:
-    """Verifying is reading: it is simply done again."""
-    return Answer.NOT_DONE, {}
-
-
 def resize(world: World, order: Order, control: Control) -> Facts:
     """Give the copied disks the new flavor's sizes; swap is made anew."""
     return world.disks.resize(order, control)
-
-
-def are_resized(world: World, order: Order, control: Control) -> tuple[Answer, Facts]:
-    """Growing to a size twice is the same as once: it is simply done again."""
-    return Answer.NOT_DONE, {}

@@ -87,11 +87,6 @@ def check_source(world: World, order: Order, control: Control) -> Facts:
     return {}
 
 
-def source_is_there(world: World, order: Order, control: Control) -> tuple[Answer, Facts]:
-    """Looking is simply done again."""
-    return Answer.NOT_DONE, {}
-
-
 def define(world: World, order: Order, control: Control) -> Facts:
     """Give the incoming directory its live name and make the guest known, stopped."""
     world.directories.adopt(order.server, order.attempt)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from whimbrel.domain.migration import Answer
 from whimbrel.migration.messages import Facts, Order
 from whimbrel.migration.ports import Control, World
 
@@ -10,24 +9,6 @@ from whimbrel.migration.ports import Control, World
 def source(world: World, order: Order, control: Control) -> Facts:
     """Delete the copy that was sealed at the source."""
     return {"freed_bytes": world.directories.remove_sealed(order.server, order.attempt)}
-
-
-def source_is_gone(world: World, order: Order, control: Control) -> tuple[Answer, Facts]:
-    """The name goes before the bytes do, and deleting again is accepted: so it is simply done again."""
-    return Answer.NOT_DONE, {}
-
-
-def target(world: World, order: Order, control: Control) -> Facts:
-    """Delete the copy at the target that a revert gave up."""
-    if world.directories.is_live(order.server, order.attempt):
-        world.guests.destroy(order.server)
-        world.guests.undefine(order.server)
-    return {"freed_bytes": world.directories.discard(order.server, order.attempt)}
-
-
-def target_is_gone(world: World, order: Order, control: Control) -> tuple[Answer, Facts]:
-    """Deleting again is accepted, so it is simply done again."""
-    return Answer.NOT_DONE, {}
 
 
 def everything(world: World, order: Order, control: Control) -> Facts:
@@ -43,8 +24,3 @@ def stale(world: World, order: Order, control: Control) -> Facts:
     if world.grants.granted_since(order.server, int(order.results["hand_over"]["epoch"])):
         return {"freed_bytes": 0}
     return everything(world, order, control)
-
-
-def everything_is_gone(world: World, order: Order, control: Control) -> tuple[Answer, Facts]:
-    """Deleting again is accepted, so it is simply done again."""
-    return Answer.NOT_DONE, {}
