@@ -19,17 +19,24 @@ def test_the_page_of_protocols_is_the_code() -> None:
     assert (ROOT / "docs" / "protocols.md").read_text() == drawer.page(), "run tools/draw_protocols.py"
 
 
-SPECIFICATION = (ROOT / "SPECIFICATION.md").read_text()
+PROMISING = ("SPECIFICATION.md", "docs/promises.md")
+
+NAMED = {
+    (page, *named)
+    for page in PROMISING
+    for named in re.findall(r"`((?:tests|benchmarks)/[\w/]+\.py)(?:::(\w+))?`", (ROOT / page).read_text())
+}
 
 
-NAMED = re.findall(r"`((?:tests|benchmarks)/[\w/]+\.py)(?:::(\w+))?`", SPECIFICATION)
-
-
-@pytest.mark.parametrize("named", sorted(set(NAMED)))
-def test_every_test_that_the_specification_names_is_there(named: tuple[str, str]) -> None:
-    path, function = named
+@pytest.mark.parametrize(("page", "path", "function"), sorted(NAMED))
+def test_every_test_that_a_promise_names_is_there(page: str, path: str, function: str) -> None:
     text = (ROOT / path).read_text()
-    assert not function or f"def {function}(" in text, f"{path} has no {function}"
+    assert not function or f"def {function}(" in text, f"{page}: {path} has no {function}"
+
+
+def test_every_row_of_what_goes_wrong_names_the_test_that_prevents_it() -> None:
+    rows = re.findall(r"^\| (?!what goes wrong|---).*", (ROOT / "docs" / "promises.md").read_text(), re.MULTILINE)
+    assert rows and not [row for row in rows if "::test_" not in row]
 
 
 def test_links_between_documents_lead_somewhere() -> None:

@@ -41,7 +41,7 @@ class Conductor:
         self._driver = Driver(self._conf, ticket_url)
         self._fencer = Fencer(conf.fencing, self._conf, store)
         self._choosing = asyncio.Semaphore(CHOOSING)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._choosing_for: dict[int, asyncio.Task[None]] = {}
         self._listening_since = clock.now()
 
     async def run(self) -> None:
@@ -52,20 +52,19 @@ class Conductor:
             await self._apart(self._driver.advance, migration_id)
         await self._bus.consume("conductor", self._on_message, prefetch=64)
         _log.info("conductor ready")
-        relay = asyncio.create_task(self._relay.run())
-        watch = asyncio.create_task(self._audit_for_ever())
-        fencing = asyncio.create_task(self._fence())
         try:
-            while True:
-                await asyncio.sleep(TICK)
-                await self._survive(self._tick)
+            async with asyncio.TaskGroup() as group:  # none of these lives on without the others
+                for work in (self._relay.run, self._audit_for_ever, self._fence, self._keep_time):
+                    group.create_task(work())
         finally:
-            relay.cancel()
-            watch.cancel()
-            fencing.cancel()
-            for task in self._tasks:
+            for task in self._choosing_for.values():
                 task.cancel()
             await self._relay.close()
+
+    async def _keep_time(self) -> None:
+        while True:
+            await asyncio.sleep(TICK)
+            await self._survive(self._tick)
 
     async def _hear_every_host(self) -> None:
         """Before anything is ordered: what the hosts know may be newer than this database, if that was restored."""
@@ -143,9 +142,8 @@ class Conductor:
 
     async def _publish(self, effects: Effects) -> None:
         for migration_id, question in effects.select:
-            task = asyncio.create_task(self._choose(migration_id, question))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            if migration_id not in self._choosing_for:  # the timer wishes for an answer again and again
+                self._choosing_for[migration_id] = asyncio.create_task(self._choose(migration_id, question))
         if effects.outbox:
             await self._relay.send_now(effects.outbox)
         for queue, message in effects.passing:
@@ -170,6 +168,8 @@ class Conductor:
                 await self._publish(await self._store.write(timers.keep_targets, self._driver, migration_id, answer))
             except (BusError, Unavailable) as error:
                 _log.warning("no targets yet", migration=migration_id, reason=str(error))
+            finally:
+                self._choosing_for.pop(migration_id, None)
 
     async def _survive(self, work: Callable[[], Awaitable[None]]) -> None:
         """A timer outlives a broker or database that is away for a while."""

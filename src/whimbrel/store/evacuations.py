@@ -7,6 +7,7 @@ copy is a revert, or the move's own.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from sqlalchemy import Connection, Row
 
@@ -49,7 +50,7 @@ def begin(
     )
 
 
-def _overtake(tx: Connection, row: Row) -> None:  # type: ignore[type-arg]
+def _overtake(tx: Connection, row: Row[Any]) -> None:
     """End an open migration whose source is silent: what it made at its target is owed, what it claimed given back."""
     if row.kind not in (Kind.MIGRATION, Kind.RESIZE, Kind.POWER) or row.verdict is not None:
         raise Conflict(
@@ -74,7 +75,7 @@ def _overtake(tx: Connection, row: Row) -> None:  # type: ignore[type-arg]
     )
 
 
-def _owe_the_copy(tx: Connection, row: Row, mark: Mark) -> None:  # type: ignore[type-arg]
+def _owe_the_copy(tx: Connection, row: Row[Any], mark: Mark) -> None:
     """Let the target owe what a revert would have made it do: end and remove what this attempt made there."""
     if mark in (Mark.UNDONE, Mark.NOT_DONE, Mark.SKIPPED):
         return
