@@ -133,7 +133,7 @@ class Auditor:
                 runners.discard(name)
                 self.down_since[server] = self.cloud.loop.time()
                 newest = self.books().newest(server)
-                if newest and newest[0].open and newest[0].finished_at is not None:
+                if newest and newest[0].open and (newest[0].finished_at is not None or _arrived(newest[0], name)):
                     self.excused[server] = "its host lost power in the undo window"
 
     def wrote(self, server: str, number: int) -> None:
@@ -331,6 +331,11 @@ class Auditor:
             places.add((newest.source, f"{server.id}.sealed-{newest.id}-{newest.attempt}"))
             claimed.append(_claim(newest.source, newest.old_flavor))
         return places, claimed
+
+
+def _arrived(row: Any, host: str) -> bool:
+    """Return whether a move's guest ran at its target; the window opens when its report is read, however late."""
+    return row.kind in (Kind.MIGRATION, Kind.RESIZE) and row.target == host
 
 
 def _claim(host: str, flavor: dict[str, Any]) -> tuple[Any, ...]:
