@@ -25,7 +25,7 @@ lint: setup  ## ruff, mypy --strict, import-linter
 	$(BIN)/lint-imports
 
 test: lint  ## everything that must hold, on real guests too
-	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+	$(PY) -m pytest -n 3 --dist loadfile $(ARGS)
 
 fuzz: setup  ## bad input for as long as you like: make fuzz EXAMPLES=1000
 	EXAMPLES=$(or $(EXAMPLES),1000) $(PY) -m pytest tests/fuzz -n 2 $(ARGS)

@@ -9,6 +9,7 @@ import pytest
 
 from tests.cloud import Cloud
 from tests.fault.midway import BALLAST, assert_back, assert_goes_on, assert_refused, mid_copy
+from whimbrel.lab.configs import INSTANCES_DIR
 
 pytestmark = pytest.mark.real
 
@@ -47,6 +48,22 @@ def test_a_guest_that_ignores_the_power_button_is_stopped_by_force_and_it_is_not
     server.wait("VERIFY_RESIZE")
     assert server.fact("stop_guest", "forced") is True
     assert_goes_on(cloud, server)
+
+
+def test_a_guest_that_a_full_disk_has_paused_runs_on_when_there_is_room(cloud: Cloud) -> None:
+    host = cloud.lab.host("h2")
+    host.limit_disk(192)
+    try:
+        host.exec(["fallocate", "-l", "128M", f"{INSTANCES_DIR}/filler"])
+        server = cloud.begin("fill_mib=100", host="h2")
+        server.wait("PAUSED")
+        assert "I/O error" in host.exec(["virsh", "domstate", "--reason", f"whimbrel-{server.id}"]).stdout
+        (cloud.instances("h2") / "filler").unlink()
+        server.wait("ACTIVE")
+        server.assert_nothing_lost("h2")
+        server.delete()
+    finally:
+        host.limit_disk(None)
 
 
 def test_a_target_that_cannot_start_the_guest_gives_it_back(cloud: Cloud) -> None:

@@ -269,7 +269,11 @@ def test_the_greatest_numbers_that_are_believed_can_be_counted_on_from(office: O
     server = office.crowd.names["servers"][0]
 
     def jump(tx: Connection) -> Any:
-        servers_core.adopt_numbers(tx, server, servers_core.NUMBERS_MAX, servers_core.NUMBERS_MAX)
+        most = servers_core.NUMBERS_MAX
+        assert not servers_core.adopt_numbers(tx, server, most, most), "no backup is so old"
+        near = {"epoch": most - servers_core.LEAD_MAX, "order_number": most - servers_core.LEAD_MAX}
+        servers_core.set_values(tx, server, **near)
+        assert servers_core.adopt_numbers(tx, server, most, most)
         return servers_core.next_number(tx, server, "h1", raise_epoch=True)
 
     try:

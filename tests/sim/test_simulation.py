@@ -34,7 +34,7 @@ def test_a_seed_and_a_commit_are_one_run() -> None:
 
 def test_there_is_trouble_and_work_of_every_kind() -> None:
     counts: Counter[str] = Counter()
-    for seed in range(1, 26):
+    for seed in range(1, 61):
         counts += play(seed).counts
     wanted = [row.name for row in LASTING] + [*FLEETING] + [f"operation {row.name}" for row in workload.OPERATIONS]
     assert not [kind for kind in wanted if not counts[kind]]

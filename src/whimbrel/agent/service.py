@@ -24,6 +24,7 @@ from whimbrel.agent.heartbeat import Heart
 from whimbrel.agent.inspection import inspect
 from whimbrel.agent.ledger import Ledger, boot_marker
 from whimbrel.agent.outbox import Relay
+from whimbrel.agent.starved import Reviver
 from whimbrel.bus import queues
 from whimbrel.bus.port import Bus
 from whimbrel.domain.errors import BusError, SettingsError, Unavailable
@@ -104,6 +105,7 @@ async def _serve(agent: Agent, bus: Bus, ledger: Ledger) -> None:
             await executor.recover()
             await bus.consume(queues.agent(agent.host), Inbox(agent, executor, admission, heart, look).take)
             group.create_task(heart.run())
+            group.create_task(Reviver(agent, ledger, parts, admission).run())
             log.info("agent started", boot=ledger.boot, ledger=ledger.id, hypervisor=agent.hypervisor)
     finally:
         await executor.close()

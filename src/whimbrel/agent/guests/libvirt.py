@@ -77,6 +77,17 @@ class LibvirtGuests:
                 found[server] = PowerState.UNKNOWN
         return found
 
+    def starved(self) -> list[str]:
+        """Return the guests that QEMU has paused because a write of theirs found no room."""
+        libvirt = binding()
+        wanted = (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR)
+
+        def read(connection: Any) -> list[str]:
+            paused = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_PAUSED)
+            return [domain.UUIDString() for domain in paused if tuple(domain.state()) == wanted]
+
+        return self._hypervisor.call("list the paused guests", read, LOOK_LIMIT)
+
     def ready(self, order: Order) -> None:
         """Raise StepError when this host could not run the guest of the order: libvirtd or the bridge is missing."""
         self.version()
