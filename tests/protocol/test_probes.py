@@ -152,3 +152,34 @@ def test_a_guest_that_is_half_way_down_is_let_down_before_it_is_brought_back(pla
     told.clear()
     guest.unseal(place.world, of, Control())
     assert "h1.shut_down" not in told and place.host.running, "one that was brought back is left alone"
+
+
+@pytest.mark.parametrize(
+    ("action", "calls"),
+    [
+        (PowerAction.START, []),
+        (PowerAction.STOP, ["shut_down"]),
+        (PowerAction.REBOOT_SOFT, ["shut_down", "create_paused", "resume"]),
+        (PowerAction.REBOOT_HARD, ["destroy", "define", "create_paused", "resume"]),
+    ],
+)
+def test_each_power_action_does_to_a_guest_that_runs_what_its_name_says(
+    place: Place, action: PowerAction, calls: list[str]
+) -> None:
+    told = list[str]()
+    place.show(PowerState.RUNNING)
+    place.host._touch = told.append
+    done = guest.set_power(place.world, replace(asked("set_power", action=action), protocol="power"), Control())
+    state = PowerState.STOPPED if action is PowerAction.STOP else PowerState.RUNNING
+    assert done == {"power_state": state, "forced": False} and place.host.running is (state is PowerState.RUNNING)
+    acts = {"h1.shut_down", "h1.destroy", "h1.define", "h1.create_paused", "h1.resume"}
+    assert [call for call in told if call in acts] == [f"h1.{call}" for call in calls]
+
+
+def test_what_is_stopped_is_told_to_be_stopped(place: Place) -> None:
+    place.show(PowerState.RUNNING)
+    assert guest.stop_target(place.world, asked("stop_target"), Control()) == {"power_state": PowerState.STOPPED}
+    assert place.host.defined is None and place.grants.is_sealed(SERVER)
+    place.host.defined = "<domain/>"
+    place.grants.grant(asked("restart"))
+    assert guest.restart(place.world, asked("restart"), Control()) == {"power_state": PowerState.RUNNING}
