@@ -9,7 +9,7 @@ import pytest
 from tests.sim.run import play
 
 CHUNK = 20
-SEEDS = int(os.environ.get("WHIMBREL_SIM_SEEDS", "1000"))
+SEEDS = int(os.environ.get("WHIMBREL_SIM_SEEDS", "600"))
 """How many in all; half of them in each of two files, so that two workers share them."""
 
 LINES = 150

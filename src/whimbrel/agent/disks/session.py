@@ -62,6 +62,7 @@ class Session:
         self._poll.register(self._in, select.POLLIN)
         self._heard = bytearray()
         self._answers: deque[dict[str, Any]] = deque()
+        self._over = False
         self._complaints = b""
         self._listener = threading.Thread(target=self._listen, args=(self._child.stderr,), daemon=True)
         self._listener.start()
@@ -75,7 +76,7 @@ class Session:
                 self._hear()
             except StepError:
                 return False
-            return True
+            return not self._over
         return False
 
     def tell(self, content: dict[str, Any], control: Control) -> None:
@@ -140,6 +141,9 @@ class Session:
             except BlockingIOError:
                 return
             if not got:
+                self._over = True
+                if self._answers:
+                    return  # its last words came together with its end, and are still to be heard
                 self._fail()
             self._heard += got
             while len(self._heard) >= HEADER.size:
