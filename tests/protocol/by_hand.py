@@ -358,7 +358,7 @@ class Cluster:
         interrupted = ledger["sealed"] or (ledger["grant"] is not None and ledger["grant"][1] != host.boot)
         granted = ledger["grant"][0] if ledger["grant"] and not ledger["sealed"] else 0
         line = GuestReport(SERVER, state, ledger["epoch"], ledger["number"], interrupted, granted)
-        guests = (line,) if host.live else ()
+        guests = (line,) if host.live or (ledger["sealed"] and host.sealed) else ()
         message = Heartbeat(
             host=host.name, address="10.0.0.1", boot=str(host.boot), ledger=host.name,
             protocols={name: table.version for name, table in protocols.PROTOCOLS.items()},

@@ -47,10 +47,10 @@ def restore(cluster: Cluster, backup: Backup) -> None:
     cluster.queue.clear()
 
 
-def take_up(cluster: Cluster) -> None:
-    """Begin as a conductor does that starts: every host is heard first."""
+def take_up(cluster: Cluster, *, backwards: bool = False) -> None:
+    """Begin as a conductor does that starts: every host is heard first, in one order or the other."""
     cluster.time += 10.0
-    for host in cluster.hosts.values():
+    for host in sorted(cluster.hosts.values(), key=lambda host: host.name, reverse=backwards):
         if host.up:
             cluster.beat(host)
     for migration in cluster.store.read_now(migrations.open_ids):
@@ -115,8 +115,9 @@ TRUTHS: list[Callable[[Cluster], None]] = [confirmed, reverted, waiting, moved_t
 
 
 def with_backup_at(point: int, truth: Callable[[Cluster], None]) -> tuple[Cluster, Backup | None]:
-    """Let the truth happen, with a backup taken before message number `point`; None when there are fewer."""
-    cluster, kept, left = Cluster(), [], point
+    """Let the truth happen, with a backup of message number `point`, 0 before it all; None when there are fewer."""
+    cluster, left = Cluster(), point - 1
+    kept = [] if point else [back_up(cluster)]
     step = cluster.step
 
     def counting() -> None:
@@ -134,8 +135,9 @@ def with_backup_at(point: int, truth: Callable[[Cluster], None]) -> tuple[Cluste
 
 @pytest.mark.parametrize("truth", TRUTHS)
 def test_a_backup_of_any_moment_heals(truth: Callable[[Cluster], None]) -> None:
-    """The backup is taken before each message of the story; the hosts are those of its end."""
-    for point in range(0, 200, 3 if truth in (moved_twice, moved_and_back) else 1):
+    """The backup is taken before the story and before each of its messages; the hosts are those of its end."""
+    points = range(0, 200, 3 if truth in (moved_twice, moved_and_back) else 1)
+    for point, backwards in ((0, True), (1, True), *((point, False) for point in points)):
         cluster, backup = with_backup_at(point, truth)
         if backup is None:
             assert point > 10
@@ -143,7 +145,7 @@ def test_a_backup_of_any_moment_heals(truth: Callable[[Cluster], None]) -> None:
         there = next(host.name for host in cluster.hosts.values() if host.running == "running")
         starts = cluster.trace.count(f"{there}.resume")
         restore(cluster, backup)
-        take_up(cluster)
+        take_up(cluster, backwards=backwards)
         calm(cluster)
         assert healed(cluster).name == there, cluster.story()
         assert cluster.trace.count(f"{there}.resume") == starts, f"it was started again\n{cluster.story()}"

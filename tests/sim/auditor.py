@@ -180,7 +180,7 @@ class Auditor:
             if any(have > most for have, most in zip(used, limit, strict=True)):
                 self.fail("S5 claims", f"{name} has {limit} and {used} is claimed of {ROOM}")
         if self.calm_since is not None:
-            self._guests_run(books, self.calm_since)
+            self._guests_run(books, max(self.calm_since, self.cloud.mishaps.slow_until))
         for alarm in self.cloud.alarms():
             self.fail("internal error", alarm)
         return books

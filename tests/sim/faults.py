@@ -7,6 +7,7 @@ this module only says how often each comes.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import random
@@ -66,6 +67,7 @@ class Mishaps:
         self.active = True
         self.database_away = False
         self.killer: Any = None
+        self.slow_until = 0.0
 
     def calm(self) -> None:
         """From now on nothing goes wrong any more."""
@@ -142,9 +144,14 @@ class Mishaps:
         return self._chance("spoilt copy", SPOILT)
 
     def slowness(self, host: Any) -> float:
-        """Return how long a step waits for its disk or hypervisor here, in seconds."""
+        """Return how long a step waits for its disk or hypervisor here, in seconds.
+
+        A wait that begins on a slow disk lasts as long as it was to, although the calm may come meanwhile.
+        """
         if host.slow_disk:
-            return self.rng.choice((0.5, 3.0, 20.0, 70.0)) * self.rng.random()
+            seconds = self.rng.choice((0.5, 3.0, 20.0, 70.0)) * self.rng.random()
+            self.slow_until = max(self.slow_until, asyncio.get_running_loop().time() + seconds)
+            return seconds
         return 0.01 + 0.2 * self.rng.random() ** 4
 
     # --- messages: the port `Faults` of the local bus -----------------------------------------------

@@ -63,7 +63,9 @@ def _weigh_own(tx: Connection, host: str, row: Row[Any], line: GuestReport | Non
         _adopt(tx, row.id, host, line.epoch, line.number)
     contradicted = rival > (line.granted if line else 0) and (line is None or line.interrupted)
     absent = line is None and row.migration_id is None and not _is_lost(row)
-    if row.doubted_at is None and not (news and row.migration_id is not None) and not contradicted:
+    # What the host may not start by itself may be running elsewhere, by an order that this database has forgotten.
+    forgotten = news and line is not None and (row.migration_id is not None or line.interrupted)
+    if row.doubted_at is None and not forgotten and not contradicted:
         earlier = mine.get(row.id)
         if not absent:
             if earlier is not None:
