@@ -38,6 +38,11 @@ def boots_of(text: str) -> list[Boot]:
     return boots
 
 
+def has_records(text: str) -> bool:
+    """Return whether a guest has written a record."""
+    return _RECORD.search(text) is not None
+
+
 def read(path: Path) -> str:
     """Return a console's whole lines; nothing if it is not there."""
     try:

@@ -307,9 +307,12 @@ class Auditor:
     def is_stranded(self, books: Books, server: Any) -> bool:
         """Return whether a move ended with its guest down at home, because the host answered each try with an error."""
         newest = books.newest(server.id)
-        if server.deleted_at is not None or not newest or newest[0].outcome not in (Outcome.ERROR, Outcome.CANCELLED):
+        if server.deleted_at is not None or not newest:
             return False
-        return any("guest_down" in row.undo_facts for row in books.journal if row.migration_id == newest[0].id)
+        outcome, mine = newest[0].outcome, [row for row in books.journal if row.migration_id == newest[0].id]
+        if outcome == Outcome.REVERTED:
+            return any("guest_down" in row.facts for row in mine if row.step == "start_source")
+        return outcome in (Outcome.ERROR, Outcome.CANCELLED) and any("guest_down" in row.undo_facts for row in mine)
 
     def _found(self) -> set[tuple[str, str]]:
         """Every directory and every domain of every host."""

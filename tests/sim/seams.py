@@ -29,6 +29,7 @@ from whimbrel.agent.guests import fake
 from whimbrel.agent.inventory import Inventory
 from whimbrel.agent.ledger import Ledger
 from whimbrel.conductor import service as conductor_service
+from whimbrel.domain.server import PowerState
 from whimbrel.ops import clock, ids
 from whimbrel.store import outbox
 
@@ -96,12 +97,17 @@ def _identifiers(names: random.Random) -> dict[str, Callable[..., str]]:
 
 def _watched_become(become: Callable[..., None], world: SimCloud) -> Callable[..., None]:
     def watched(self: Any, records: dict[str, Any], server: str, state: Any) -> None:
+        died = True
         try:
             become(self, records, server, state)
+            died = False
         finally:  # the agent may have died, or failed, just before or just after the hypervisor did it
             record = self._load().get(server)
-            if record is not None and self._state_of(record) is state:
+            if world.hosts[self._host].on and record is not None and self._state_of(record) is state:
                 world.auditor.guest_became(self._host, server, state)
+                if died and state is PowerState.RUNNING:  # a guest boots although nobody is there to see it
+                    disk = self._directories.live(server) / "disk-0"
+                    world.auditor.booted(self._host, server, disk.read_text().splitlines())
 
     return watched
 
