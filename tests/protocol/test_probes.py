@@ -103,7 +103,9 @@ def test_a_source_is_back_only_if_it_may_run_and_is_as_it_was(
     place.show(state)
     back = state is PowerState.RUNNING and not sealed
     assert answer(place, guest.is_unsealed, of) is (Answer.DONE if back else Answer.NOT_DONE)
-    assert answer(place, guest.is_sealed, of) is (Answer.DONE if state is None and renamed else Answer.NOT_DONE)
+    gone = state is None and renamed
+    facts = {"definition": "<domain/>", "power_state": PowerState.STOPPED}
+    assert guest.is_sealed(place.world, of, Control()) == ((Answer.DONE, facts) if gone else (Answer.NOT_DONE, {}))
 
 
 @pytest.mark.parametrize(("state", "live"), [*product(STATES, (False, True))])

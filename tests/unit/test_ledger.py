@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -138,10 +139,10 @@ def test_a_late_step_cannot_let_a_guest_run_after_a_newer_order_number_was_seen(
     ledger.accept(late)
     grants.grant(late)
     ledger.catch_up({SERVER: (2, 2)})  # a conductor told it when the agent was admitted anew
-    with pytest.raises(StepError, match="overtaken by order 2"):
-        grants.release(late)
-    with pytest.raises(StepError, match="overtaken by order 2"):
-        grants.grant(late)
+    for late_step in (grants.release, grants.grant):
+        with pytest.raises(StepError, match="overtaken by order 2") as refused:
+            late_step(late)
+        assert refused.value.facts["revoked"], "it did not fail, so the guest is still wanted"
     assert not grants.was_released(SERVER, 2)
 
 
@@ -241,6 +242,26 @@ def test_a_process_left_behind_is_ended_but_never_another_one_with_its_pid(ledge
             child.kill()
             child.wait(5)
     assert start_time(os.getpid()) is not None and start_time(theirs.pid) is None
+
+
+def test_processes_of_an_earlier_boot_are_forgotten(ledger: Ledger, tmp_path: Path) -> None:
+    ledger.record_child(1, 1, "channel")
+    ledger = reopen(ledger, tmp_path)
+    assert len(ledger.children()) == 1, "the agent was started again"
+    ledger = reopen(ledger, tmp_path, "boot-2")
+    assert ledger.children() == []
+    ledger = reopen(ledger, tmp_path)
+    assert ledger.children() == [], "they are not only hidden"
+    ledger.close()
+
+
+def test_every_server_is_known_in_the_order_of_its_name_and_nothing_is_read_after_the_end(ledger: Ledger) -> None:
+    for server in (SERVER, SERVER.replace("1", "0")):
+        ledger.accept(replace(order("prepare", 1), server=server))
+    assert [seen.server for seen in ledger.servers()] == sorted((SERVER, SERVER.replace("1", "0")))
+    ledger.close()
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        ledger.servers()
 
 
 def test_a_failed_write_leaves_nothing_half_done(ledger: Ledger) -> None:
