@@ -466,17 +466,17 @@ def test_a_third_copy_waits_for_a_slot_and_a_cancel_leaves_the_line(hosts: Hosts
     stories = [Story(hosts) for _ in range(4)]
     orders = [story.order("h1", "cold", "stop_guest") for story in stories]
     for order in orders[:2]:
-        channels.wait_for_slot(order, hosts.control("h1", 60))
-        channels.wait_for_slot(order, hosts.control("h1", 60))
+        channels.reserve_slot(order, hosts.control("h1", 60))
+        channels.reserve_slot(order, hosts.control("h1", 60))
     patience = hosts.control("h1", 60)
     with ThreadPoolExecutor() as threads:
-        waiting = threads.submit(channels.wait_for_slot, orders[2], patience)
+        waiting = threads.submit(channels.reserve_slot, orders[2], patience)
         assert not wait([waiting], timeout=0.5).done
         patience.cancel("a test")
         with pytest.raises(Cancelled):
             waiting.result(30)
     channels.close(orders[0])
-    channels.wait_for_slot(orders[3], hosts.control("h1", 60))
+    channels.reserve_slot(orders[3], hosts.control("h1", 60))
     for order in orders:
         channels.close(order)
 

@@ -215,7 +215,10 @@ class Host:
     def is_open(self, order: Order) -> bool:
         return False
 
-    def wait_for_slot(self, order: Order, control: Control) -> None:
+    def reserve_slot(self, order: Order, control: Control) -> None:
+        pass
+
+    def take_slot(self, order: Order, control: Control) -> None:
         pass
 
     def push(self, order: Order, control: Control) -> Facts:

@@ -288,8 +288,11 @@ class Host:
     def is_open(self, order: Order) -> bool:
         return order.attempt in self.channels
 
-    def wait_for_slot(self, order: Order, control: Control) -> None:
-        self.touch("wait_for_slot")
+    def reserve_slot(self, order: Order, control: Control) -> None:
+        self.touch("reserve_slot")
+
+    def take_slot(self, order: Order, control: Control) -> None:
+        self.touch("take_slot")
 
     def push(self, order: Order, control: Control) -> Facts:
         self.touch("copy_disks")

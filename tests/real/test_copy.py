@@ -374,7 +374,7 @@ def test_copy_slots_are_given_in_the_order_of_asking(pair: Pair) -> None:
     got: list[str] = []
 
     def wait(order: Order) -> None:
-        pair.source.channels.wait_for_slot(order, patience(limit=0.5, stall=60))
+        pair.source.channels.reserve_slot(order, patience(limit=0.5, stall=60))
         got.append(order.attempt)
 
     threads = [threading.Thread(target=wait, args=(order,)) for order in orders]

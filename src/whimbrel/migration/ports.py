@@ -146,8 +146,11 @@ class Channels(Protocol):
     def is_open(self, order: Order) -> bool:
         """Return whether the channel is open now."""
 
-    def wait_for_slot(self, order: Order, control: Control) -> None:
-        """Wait until this host may run one more copy."""
+    def reserve_slot(self, order: Order, control: Control) -> None:
+        """Wait until this host may run one more copy, which is to begin soon."""
+
+    def take_slot(self, order: Order, control: Control) -> None:
+        """Hold the copy's slot until the channel is closed; one that was reserved too long ago is waited for again."""
 
 
 class Grants(Protocol):

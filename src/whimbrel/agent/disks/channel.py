@@ -6,11 +6,13 @@ nothing. It stays open until the copy; one that broke in between is opened anew 
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 from whimbrel.agent.directories import HostDirectories, in_words
@@ -37,6 +39,9 @@ SSH_OPTIONS = (
 
 SLOT_LIMIT = 3600.0
 """Seconds to wait for a copy slot; the receiver waits longer."""
+UNUSED = 180.0
+"""Seconds for which a slot is kept for a copy that does not begin: an evacuation may have overtaken the move, or a
+restored database may have forgotten it. A copy that begins later waits for a slot again."""
 
 Key = tuple[str, str]
 """A server and an attempt."""
@@ -47,14 +52,17 @@ class CopySlots:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._line: list[Key] = []
+        self._line: dict[Key, float] = {}
+        """Who holds a slot or waits for one, in the order of coming, and until when it is kept."""
         self._lock = threading.Lock()
 
-    def take(self, key: Key, control: Control) -> None:
-        """Wait for a slot, outside the step's limit; one that is held already is kept. A cancel leaves the line."""
+    def take(self, key: Key, control: Control, *, keep: float = math.inf) -> None:
+        """Wait for a slot, outside the step's limit; one that is held already is kept. A cancel leaves the line.
+
+        Unless it is taken again within `keep` seconds, it is given back by itself.
+        """
         with self._lock:
-            if key not in self._line:
-                self._line.append(key)
+            self._line[key] = math.inf
         patience = clock.monotonic() + SLOT_LIMIT
         try:
             while not self._is_in(key):
@@ -66,16 +74,19 @@ class CopySlots:
         except StepError:
             self.give_back(key)
             raise
+        with self._lock:
+            self._line[key] = clock.monotonic() + keep
 
     def give_back(self, key: Key) -> None:
         """Free a slot, or leave the line; one that is not held is accepted."""
         with self._lock:
-            if key in self._line:
-                self._line.remove(key)
+            self._line.pop(key, None)
 
     def _is_in(self, key: Key) -> bool:
+        now = clock.monotonic()
         with self._lock:
-            return key in self._line[: self._limit]
+            self._line = {other: until for other, until in self._line.items() if now < until}
+            return key in islice(self._line, self._limit)
 
 
 class SshChannels:
@@ -138,8 +149,12 @@ class SshChannels:
             session = self._sessions.get(_key(order))
         return session is not None and session.alive()
 
-    def wait_for_slot(self, order: Order, control: Control) -> None:
-        """Wait until this host may run one more copy."""
+    def reserve_slot(self, order: Order, control: Control) -> None:
+        """Wait until this host may run one more copy, which is to begin soon."""
+        self._slots.take(_key(order), control, keep=UNUSED)
+
+    def take_slot(self, order: Order, control: Control) -> None:
+        """Hold the copy's slot until the channel is closed; one that was reserved too long ago is waited for again."""
         self._slots.take(_key(order), control)
 
     def files(self, order: Order) -> list[Path]:

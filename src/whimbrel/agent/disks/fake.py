@@ -21,7 +21,7 @@ from whimbrel.agent.directories import (
     write_durably,
     write_manifest,
 )
-from whimbrel.agent.disks.channel import CopySlots, places
+from whimbrel.agent.disks.channel import UNUSED, CopySlots, places
 from whimbrel.domain.errors import StepError
 from whimbrel.domain.server import Disk, DiskRole
 from whimbrel.migration.messages import Facts, Order
@@ -89,8 +89,12 @@ class FakeChannels:
         """Return whether the channel is open now."""
         return (order.server, order.attempt) in self._open
 
-    def wait_for_slot(self, order: Order, control: Control) -> None:
-        """Wait until this host may run one more copy."""
+    def reserve_slot(self, order: Order, control: Control) -> None:
+        """Wait until this host may run one more copy, which is to begin soon."""
+        self._slots.take((order.server, order.attempt), control, keep=UNUSED)
+
+    def take_slot(self, order: Order, control: Control) -> None:
+        """Hold the copy's slot until the channel is closed; one that was reserved too long ago is waited for again."""
         self._slots.take((order.server, order.attempt), control)
 
 

@@ -28,6 +28,7 @@ def are_prepared(world: World, order: Order, control: Control) -> tuple[Answer, 
 def push(world: World, order: Order, control: Control) -> Facts:
     """Send the disks; the channel's copy slot is free afterwards, whatever happened."""
     try:
+        world.channels.take_slot(order, control)
         return world.disks.push(order, control)
     finally:
         world.channels.close(order)

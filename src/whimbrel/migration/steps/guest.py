@@ -21,7 +21,7 @@ ALIVE = (PowerState.RUNNING, PowerState.PAUSED)
 
 def seal(world: World, order: Order, control: Control) -> Facts:
     """Stop the guest for good: promise first, then stop, undefine and rename, so that nothing can start it."""
-    world.channels.wait_for_slot(order, control)
+    world.channels.reserve_slot(order, control)
     world.grants.seal(order.server, order.attempt)
     state = world.guests.state(order.server)
     forced = False
