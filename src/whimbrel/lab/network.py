@@ -111,11 +111,18 @@ class Network:
         return [int(pid) for pid in _run(["ip", "netns", "pids", namespace]).split()]
 
     def remove(self) -> None:
-        """Remove the cables and namespaces; the cables of a namespace go with it."""
+        """Remove the cables and namespaces; the cables of a namespace go with it, some time after it."""
+        if self._has_uplink():
+            try:
+                _ip(f"link del {self.uplink}")
+            except Unavailable:
+                if self._has_uplink():  # else it went meanwhile, with a namespace that was removed before
+                    raise
         for namespace in self.namespaces():
             _ip(f"netns del {namespace}")
-        if self.uplink in {link["ifname"] for link in _links()}:
-            _ip(f"link del {self.uplink}")
+
+    def _has_uplink(self) -> bool:
+        return self.uplink in {link["ifname"] for link in _links()}
 
 
 def reserve_subnet() -> int:
