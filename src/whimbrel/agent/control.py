@@ -81,6 +81,10 @@ class StepControl:
         """Count the limit from now: waiting for a copy slot was not work."""
         self._began = self._moved = clock.monotonic()
 
+    def restart_stall(self) -> None:
+        """Count the stall limit from now: something moved that the figure does not show."""
+        self._moved = clock.monotonic()
+
     def report(self, done: int, total: int, note: str = "") -> None:
         """Say how far the step is, in bytes; cheap, sent at most once a second (and at the end)."""
         now = clock.monotonic()

@@ -28,6 +28,9 @@ class Control(Protocol):
     def restart_limit(self) -> None:
         """Count the limit from now: waiting for a copy slot was not work."""
 
+    def restart_stall(self) -> None:
+        """Count the stall limit from now: something moved that the figure does not show."""
+
     def report(self, done: int, total: int, note: str = "") -> None:
         """Say how far the step is, in bytes; cheap, sent at most once a second."""
 

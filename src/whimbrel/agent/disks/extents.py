@@ -1,22 +1,21 @@
-"""Where a file has data, and the digest of it.
+"""Where a file has data, and reading and zeroing parts of it.
 
-A stopped guest's disk is opaque bytes: it is read by its extents and never interpreted. A digest covers the size of
-the file, and each part's data and place, so moved or missing parts differ as well as changed ones.
+A disk file is opaque bytes here: it is read by its extents and never interpreted.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
-import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from blake3 import blake3
+from whimbrel.agent.disks.frames import BLOCK, GRANULE, Range
 
-from whimbrel.agent.disks.frames import BLOCK, Range, add_range
-
-_PLACE = struct.Struct(">QQ")
+_PUNCH_HOLE, _KEEP_SIZE = 2, 1
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_LIBC.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
 def open_disk(path: Path) -> int:
@@ -50,33 +49,23 @@ def allocated(path: Path) -> int:
         os.close(descriptor)
 
 
-def blocks(parts: list[Range], limit: int = BLOCK) -> Iterator[Range]:
+def whole_granules(parts: Iterable[Range], size: int) -> list[Range]:
+    """Widen parts, which are in order, to whole granules of a file, and join those that meet."""
+    widened: list[Range] = []
+    for offset, length in parts:
+        start, end = offset // GRANULE * GRANULE, min(size, -(-(offset + length) // GRANULE) * GRANULE)
+        if widened and start <= sum(widened[-1]):
+            start = widened.pop()[0]
+        if start < end:
+            widened.append((start, end - start))
+    return widened
+
+
+def blocks(parts: Iterable[Range], limit: int = BLOCK) -> Iterator[Range]:
     """Cut parts into blocks of at most `limit` bytes."""
     for start, length in parts:
         for offset in range(start, start + length, limit):
             yield offset, min(limit, start + length - offset)
-
-
-class Digest:
-    """BLAKE3 over blocks in order. Blocks that follow one another count as one part, however they were cut."""
-
-    def __init__(self) -> None:
-        self._hash = blake3()
-        self._parts: list[list[int]] = []
-
-    def add(self, offset: int, data: memoryview) -> None:
-        """Take one block in."""
-        before = self._parts[-1] if self._parts else None
-        if not add_range(self._parts, offset, len(data)) and before is not None:
-            self._hash.update(_PLACE.pack(*before))
-        self._hash.update(data)
-
-    def finish(self, size: int) -> str:
-        """Return the digest of a file of this size, as hex."""
-        if self._parts:
-            self._hash.update(_PLACE.pack(*self._parts[-1]))
-        self._hash.update(_PLACE.pack(size, 0))
-        return self._hash.hexdigest()
 
 
 def read_block(descriptor: int, offset: int, view: memoryview) -> None:
@@ -86,3 +75,13 @@ def read_block(descriptor: int, offset: int, view: memoryview) -> None:
         if got == 0:
             raise OSError(errno.EIO, f"the file ends at byte {offset}, before its declared size")
         offset, view = offset + got, view[got:]
+
+
+def write_zeros(descriptor: int, offset: int, length: int) -> None:
+    """Let a part of a file read as zeros, as a hole where the file system can make one."""
+    if _LIBC.fallocate(descriptor, _PUNCH_HOLE | _KEEP_SIZE, offset, length) == 0:
+        return
+    if ctypes.get_errno() != errno.EOPNOTSUPP:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    for start, count in blocks([(offset, length)]):
+        os.pwrite(descriptor, bytes(count), start)

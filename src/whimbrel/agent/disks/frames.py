@@ -2,13 +2,18 @@
 
     kind (1 byte)   payload length (4 bytes)   offset in the file (8 bytes)   payload
 
-A MESSAGE is a JSON object; DATA is bytes of the file that the last `file` message named. The source asks and sends,
-the target answers:
+A MESSAGE is a JSON object. DATA is bytes of the file that the last `file` message named; ZERO is the length (8 bytes)
+of a part of it that is to read as zeros. The source asks and sends, the target answers:
 
     source  {"hello": version, "server", "attempt", "probe"}    target  {"host", "free", "prepared", "probe"}
     source  {"begin": true}                                      target  {"begun": true}
-    source  {"file": name, "size": bytes}, then DATA ...         target  {"written": bytes} now and then
-    source  {"end": true}                                        target  {"received": {...}}
+    source  {"table": name}                                      target  {"digests": hex, "more": bool} ...
+    source  {"file": name, "size": bytes}, then DATA, ZERO ...   target  {"written": bytes} now and then
+    source  {"check": true}                                      target  {"read": bytes} ... {"checked": {name: digest}}
+    source  {"end": true}                                        target  {"received": {name: size}}
+
+What the target says of its content it has read back from its disk. A copy may have any number of rounds, and one that
+was cut off is taken up again in another conversation: the table says what is there.
 
 At any time the target may answer {"error": sentence} and leave. This module imports the standard library only,
 because the receiver of a copy starts with it.
@@ -21,12 +26,16 @@ import re
 import struct
 from typing import Any
 
-VERSION = 1
+VERSION = 2
 HEADER = struct.Struct(">BIQ")
-MESSAGE, DATA = 1, 2
+MESSAGE, DATA, ZERO = 1, 2, 3
+LENGTH = struct.Struct(">Q")
 
 BLOCK = 1 << 20
 """The most bytes in one DATA frame."""
+
+GRANULE = 1 << 16
+"""What a digest covers: a file is compared, sent and mended in such pieces. It is also the cluster of a qcow2 disk."""
 
 MESSAGE_LIMIT = 1 << 16
 """The most bytes in one MESSAGE; no honest one comes near."""
@@ -45,6 +54,8 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 CONFIG_DRIVE = "config.iso"
 PROBE = ".probe"
 RECEIVED = "received.json"
+HOLDER = ".receiver"
+"""Which process receives an attempt's files."""
 
 Range = tuple[int, int]
 """Offset and length of a part of a file, in bytes."""
@@ -63,12 +74,3 @@ def content_of(payload: bytes | bytearray | memoryview) -> dict[str, Any] | None
     except (ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
-
-
-def add_range(ranges: list[list[int]], offset: int, length: int) -> bool:
-    """Note that a part was sent or received, joined to the one before if it follows it; return whether it did."""
-    if ranges and sum(ranges[-1]) == offset:
-        ranges[-1][1] += length
-        return True
-    ranges.append([offset, length])
-    return False

@@ -1,8 +1,8 @@
 """The target's end of a channel: sshd runs this program (`whimbrel-receive`) as the one command of a host's key.
 
-It writes disks of one prepared attempt into that attempt's incoming directory, and nothing else. Each file is made
-anew, so an older receiver that still lives writes into a file that has no name any more. It imports little, because
-it starts while an operator waits.
+It writes disks of one prepared attempt into that attempt's incoming directory, and nothing else. What an earlier
+conversation has left there is kept, so only one receiver at a time may write: a newer one ends the older, which has
+lost its source. It imports little, because it starts while an operator waits.
 """
 
 from __future__ import annotations
@@ -10,24 +10,27 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import fcntl
 import json
 import os
-import re
 import select
+import signal
 import sys
 import threading
 import tomllib
 from pathlib import Path
 from typing import Any
 
+from whimbrel.agent.children import start_time
 from whimbrel.agent.directories import HostDirectories, free_bytes, read_manifest, write_durably
 from whimbrel.agent.disks.frames import (
     BLOCK,
     CACHE,
     COMMAND,
-    CONFIG_DRIVE,
     DATA,
     HEADER,
+    HOLDER,
+    LENGTH,
     MESSAGE,
     MESSAGE_LIMIT,
     NOT_HERE,
@@ -35,11 +38,14 @@ from whimbrel.agent.disks.frames import (
     RECEIVED,
     SHA256,
     VERSION,
-    add_range,
+    ZERO,
     content_of,
     message,
 )
+from whimbrel.agent.disks.incoming import Incoming
+from whimbrel.agent.disks.table import Table
 from whimbrel.domain.errors import StepError
+from whimbrel.ops import clock
 
 IDLE_BEFORE = 2 * 3600.0
 """Seconds to wait for the copy to begin: the guest may wait for a copy slot and then take its time to stop."""
@@ -48,14 +54,12 @@ IDLE_WITHIN = 120.0
 """Seconds to wait for the next frame of a copy."""
 
 ACKNOWLEDGE_EVERY = 8 << 20
-SYNC_EVERY = 32 << 20
-UNSYNCED_LIMIT = 128 << 20
-"""A slow disk holds the source back here, so that the last sync never takes longer than the stall limit."""
 
-LARGEST_FILE = 1 << 60
-"""Bytes; what a file system can hold is less."""
+TABLE_PART = 1000
+"""Digests in one answer."""
 
-_FILE = re.compile(r"disk-[0-9]{1,3}|" + re.escape(CONFIG_DRIVE))
+OTHER_LEAVES_WITHIN = 20.0
+"""Seconds that an older receiver of the same attempt gets to end."""
 
 
 class Gone(Exception):
@@ -77,7 +81,7 @@ class Inlet:
         """Return (kind, offset, payload) of the next frame; the payload is valid until the next call. Raise Gone."""
         self._fill(memoryview(self._header))
         kind, length, offset = HEADER.unpack(self._header)
-        if kind not in (MESSAGE, DATA) or length > (BLOCK if kind == DATA else MESSAGE_LIMIT):
+        if kind not in (MESSAGE, DATA, ZERO) or length > (BLOCK if kind == DATA else MESSAGE_LIMIT):
             raise StepError("The channel carries something that is not a copy; is the source of another release?")
         payload = memoryview(self._payload)[:length]
         self._fill(payload)
@@ -93,56 +97,6 @@ class Inlet:
             view = view[got:]
 
 
-class Incoming:
-    """One file that is being received. Synced in the background, so that the last sync has little left to do."""
-
-    def __init__(self, directory: int, name: str, size: int) -> None:
-        if not _FILE.fullmatch(name):
-            raise StepError(f"{name!r} is no name of a server's disk.")
-        self.name, self.size = name, size
-        self.ranges: list[list[int]] = []
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=directory)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        self._descriptor = os.open(name, flags, 0o600, dir_fd=directory)
-        os.ftruncate(self._descriptor, size)
-        self._unsynced = 0
-        self._syncing: threading.Thread | None = None
-        self._failure: OSError | None = None
-
-    def write(self, offset: int, data: memoryview) -> None:
-        """Write one block at its place."""
-        if offset + len(data) > self.size:
-            raise StepError(f"{self.name} was said to have {self.size} bytes, and more came.")
-        add_range(self.ranges, offset, len(data))
-        self._unsynced += len(data)
-        while data:
-            written = os.pwrite(self._descriptor, data, offset)
-            offset, data = offset + written, data[written:]
-        if self._unsynced >= UNSYNCED_LIMIT and self._syncing:
-            self._syncing.join()
-        if self._unsynced >= SYNC_EVERY and not (self._syncing and self._syncing.is_alive()):
-            self._unsynced = 0
-            self._syncing = threading.Thread(target=self._sync)
-            self._syncing.start()
-
-    def finish(self) -> dict[str, Any]:
-        """Wait until everything is on the disk; return what the file is made of."""
-        if self._syncing:
-            self._syncing.join()
-        self._sync()
-        os.close(self._descriptor)
-        if self._failure:
-            raise self._failure
-        return {"size": self.size, "ranges": self.ranges}
-
-    def _sync(self) -> None:
-        try:
-            os.fdatasync(self._descriptor)
-        except OSError as error:
-            self._failure = error  # a failed sync is reported once by the kernel, so it is kept
-
-
 class Receiver:
     """The conversation with one source."""
 
@@ -151,7 +105,7 @@ class Receiver:
         self._directories = HostDirectories(root)
         self._inlet, self._outlet = inlet, outlet
         self._written = self._acknowledged = 0
-        self._files: dict[str, dict[str, Any]] = {}
+        self._files: dict[str, Incoming] = {}
         self._current: Incoming | None = None
 
     def run(self) -> None:
@@ -185,43 +139,85 @@ class Receiver:
         if read_manifest(incoming) is None:
             raise StepError(f"{incoming} was not prepared for attempt {attempt}.")
         directory = os.open(incoming, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        _become_only(directory)
         (incoming / RECEIVED).unlink(missing_ok=True)
         self._answer({"begun": True})
-        while self._step(directory):
-            pass
-        record = {"server": server, "attempt": attempt, "files": self._files}
-        write_durably(incoming / RECEIVED, json.dumps(record))
-        self._answer({"received": {name: file["size"] for name, file in self._files.items()}})
+        try:
+            while self._step(directory):
+                pass
+            for file in self._files.values():
+                self._check(file)
+            os.fsync(directory)
+            files = {name: file.proof() for name, file in self._files.items()}
+        finally:
+            for file in self._files.values():
+                file.close()
+        write_durably(incoming / RECEIVED, json.dumps({"server": server, "attempt": attempt, "files": files}))
+        self._answer({"received": {name: file["size"] for name, file in files.items()}})
 
     def _step(self, directory: int) -> bool:
         """Take one frame; return whether more are expected."""
         kind, offset, payload = self._inlet.next()
-        if kind == DATA:
-            if self._current is None:
-                raise StepError("data came before the name of its file.")
-            self._current.write(offset, payload)
-            self._written += len(payload)
-            if self._written - self._acknowledged >= ACKNOWLEDGE_EVERY:
-                self._acknowledged = self._written
-                self._answer({"written": self._written})
+        if kind == MESSAGE:
+            return self._do(directory, content_of(payload))
+        if self._current is None:
+            raise StepError("data came before the name of its file.")
+        if kind == ZERO:
+            self._current.zero(offset, _length_in(payload))
             return True
-        self._finish_current()
-        content = content_of(payload)
-        if content is None:
-            raise StepError("a message came that is no message; is the source of another release?")
-        if content.get("end"):
-            return False
-        size = content.get("size")
-        if not isinstance(size, int) or not 0 <= size <= LARGEST_FILE:
-            raise StepError(f"{content.get('file')!r:.80} cannot have {size!r:.80} bytes.")
-        self._current = Incoming(directory, str(content.get("file")), size)
+        self._current.write(offset, payload)
+        self._written += len(payload)
+        if self._written - self._acknowledged >= ACKNOWLEDGE_EVERY:
+            self._acknowledge()
         return True
 
-    def _finish_current(self) -> None:
-        if self._current is not None:
-            self._files[self._current.name] = self._current.finish()
-            self._current = None
-            self._answer({"written": self._written})
+    def _do(self, directory: int, content: dict[str, Any] | None) -> bool:
+        match content:
+            case {"end": _}:
+                self._acknowledge()
+                return False
+            case {"check": _}:
+                self._acknowledge()
+                self._answer({"checked": {name: self._check(file).digest() for name, file in self._files.items()}})
+            case {"table": name}:
+                self._tell_table(self._check(self._file(directory, name)))
+            case {"file": name, "size": size}:
+                self._current = self._file(directory, name)
+                self._current.resize(size)
+            case _:
+                raise StepError("a message came that is no message; is the source of another release?")
+        return True
+
+    def _file(self, directory: int, name: object) -> Incoming:
+        if name not in self._files:
+            self._files[str(name)] = Incoming(directory, str(name))
+        return self._files[str(name)]
+
+    def _check(self, file: Incoming) -> Table:
+        """Read a file back, and say now and then that the reading goes on."""
+        read = told = 0
+
+        def step(length: int) -> None:
+            nonlocal read, told
+            read += length
+            if read - told >= ACKNOWLEDGE_EVERY:
+                told = read
+                self._answer({"read": read})
+
+        return file.check(step)
+
+    def _tell_table(self, table: Table) -> None:
+        first = 0
+        while True:
+            digests = table.digests(first, TABLE_PART)
+            first += TABLE_PART
+            self._answer({"digests": digests.hex(), "more": first < len(table)})
+            if first >= len(table):
+                return
+
+    def _acknowledge(self) -> None:
+        self._acknowledged = self._written
+        self._answer({"written": self._written})
 
     def _look(self, server: str, attempt: str) -> str | None:
         """Return the content of the source's probe file, None when it is not here: the storage is not shared."""
@@ -249,6 +245,42 @@ class Receiver:
             free = free_bytes(self._root) >> 20
             return f"No space left on host {self._host}: {free} MiB free in {self._root}."
         return f"Host {self._host} cannot write in {self._root}: {error.strerror or error}."
+
+
+def _length_in(payload: memoryview) -> int:
+    if len(payload) != LENGTH.size:
+        raise StepError("The channel carries something that is not a copy; is the source of another release?")
+    length: int = LENGTH.unpack(payload)[0]
+    return length
+
+
+def _become_only(directory: int) -> None:
+    """End the receiver that an earlier channel has left on this directory, and keep later ones waiting for us.
+
+    The lock is on the directory and goes with its holder; whom to end stands in a file beside the disks.
+    """
+    deadline = clock.monotonic() + OTHER_LEAVES_WITHIN
+    while True:
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            _end_other(directory)
+        if clock.monotonic() > deadline:
+            raise StepError("another copy of the same attempt is under way here and does not end.")
+        threading.Event().wait(0.05)
+    own = os.open(HOLDER, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600, dir_fd=directory)
+    with os.fdopen(own, "w", encoding="ascii") as file:
+        file.write(f"{os.getpid()} {start_time(os.getpid())}")
+
+
+def _end_other(directory: int) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        descriptor = os.open(HOLDER, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory)
+        with os.fdopen(descriptor, encoding="ascii") as file:
+            pid, began = (int(word) for word in file.read(64).split())
+        if start_time(pid) == began:
+            os.kill(pid, signal.SIGKILL)
 
 
 def write_base(root: Path, sha256: str) -> None:

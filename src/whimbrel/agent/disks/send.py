@@ -1,55 +1,77 @@
-"""Sending the disks of a stopped guest: one thread reads and hashes, the other feeds the channel."""
+"""Sending files: one thread reads and hashes ahead, the other sends what the target does not hold already.
+
+The same work serves a stopped guest's disk, each round of a running one's, a copy that was cut off and is taken up
+again, and the mending of what did not arrive as it was sent: whatever the parts that are looked at, only granules
+cross whose digests differ from the target's.
+"""
 
 from __future__ import annotations
 
 import os
 import queue
 import threading
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from whimbrel.agent.disks.extents import Digest, blocks, open_disk, read_block, survey
-from whimbrel.agent.disks.frames import BLOCK, Range
+from whimbrel.agent.disks.extents import blocks, open_disk, read_block, survey, whole_granules
+from whimbrel.agent.disks.frames import BLOCK, GRANULE, Range
 from whimbrel.agent.disks.session import TURN, Session
+from whimbrel.agent.disks.table import NOTHING, WIDTH, Table, digest_of
 from whimbrel.domain.errors import StepError
 from whimbrel.migration.ports import Control
 
 BUFFERS = 8
 """Blocks read ahead of the channel."""
 
+UNKNOWN = b"\xff" * len(NOTHING)
+"""In place of the digest of a granule of which nobody knows how the target holds it."""
 
-@dataclass(frozen=True)
-class Source:
-    """One file to be sent: its extents are read once, while nothing writes to it."""
+MENDS = 3
+"""How often what arrived otherwise is sent again, before the target's disk is given up."""
 
-    name: str
-    descriptor: int
-    size: int
-    parts: list[Range]
+
+class Outgoing:
+    """One file on its way, and what the target is known to hold of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = path.name
+        self.descriptor = open_disk(path)
+        self.held = Table(0)
 
     @property
-    def allocated(self) -> int:
-        """How many bytes of it hold data."""
-        return sum(length for _, length in self.parts)
+    def size(self) -> int:
+        """The file's size now, in bytes."""
+        return os.fstat(self.descriptor).st_size
+
+    def everything(self) -> list[Range]:
+        """Return the parts that hold data here, or held it at the target."""
+        held = [(number * GRANULE, GRANULE) for number in range(len(self.held)) if self.held[number] != NOTHING]
+        return whole_granules(sorted([*survey(self.descriptor), *held]), self.size)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self.descriptor)
 
 
 @dataclass(frozen=True)
 class Block:
-    """What the reader hands over: bytes of a file at their place. No data marks the file's end, with its digest."""
+    """What the reader hands over: bytes of a file at their place, and the digest of each granule."""
 
-    source: Source
+    file: Outgoing
     offset: int
-    data: memoryview | None
-    buffer: bytearray | None = None
-    digest: str = ""
+    data: memoryview
+    buffer: bytearray
+    digests: list[bytes]
 
 
 class Reader:
-    """Reads the files block by block, ahead of the channel by a bounded number of buffers."""
+    """Reads parts of files block by block, ahead of the channel by a bounded number of buffers."""
 
-    def __init__(self, sources: list[Source]) -> None:
-        self._sources = sources
+    def __init__(self, parts: Mapping[Outgoing, Iterable[Range]]) -> None:
+        self._parts = parts
         self._free: queue.Queue[bytearray] = queue.Queue()
         for _ in range(BUFFERS):
             self._free.put(bytearray(BLOCK))
@@ -75,8 +97,7 @@ class Reader:
 
     def give_back(self, block: Block) -> None:
         """Say that a block's buffer may be filled again."""
-        if block.buffer is not None:
-            self._free.put(block.buffer)
+        self._free.put(block.buffer)
 
     def stop(self) -> None:
         """Read no further; returns when the reader is gone or, if a disk hangs, after a second."""
@@ -85,24 +106,19 @@ class Reader:
 
     def _read(self) -> None:
         try:
-            for source in self._sources:
-                self._read_one(source)
+            for file, parts in self._parts.items():
+                os.posix_fadvise(file.descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+                for offset, length in blocks(parts):
+                    buffer = self._take()
+                    if buffer is None:
+                        return
+                    view = memoryview(buffer)[:length]
+                    read_block(file.descriptor, offset, view)
+                    digests = [digest_of(view[start : start + GRANULE]) for start in range(0, length, GRANULE)]
+                    self._ready.put(Block(file, offset, view, buffer, digests))
             self._ready.put(None)
         except OSError as error:
             self._ready.put(error)
-
-    def _read_one(self, source: Source) -> None:
-        digest = Digest()
-        os.posix_fadvise(source.descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        for offset, length in blocks(source.parts):
-            buffer = self._take()
-            if buffer is None:
-                return
-            view = memoryview(buffer)[:length]
-            read_block(source.descriptor, offset, view)
-            digest.add(offset, view)
-            self._ready.put(Block(source, offset, view, buffer))
-        self._ready.put(Block(source, 0, None, digest=digest.finish(source.size)))
 
     def _take(self) -> bytearray | None:
         while not self._stop.is_set():
@@ -113,46 +129,108 @@ class Reader:
         return None
 
 
-def send_files(paths: list[Path], session: Session, control: Control) -> dict[str, Any]:
-    """Send files over a channel; return `bytes` sent, `allocated`, and `disks` with size and digest of each."""
-    sources: list[Source] = []
-    try:
-        for path in paths:
-            descriptor = open_disk(path)
-            sources.append(Source(path.name, descriptor, os.fstat(descriptor).st_size, survey(descriptor)))
-        return _send(sources, session, control)
-    except OSError as error:
-        raise StepError(f"Cannot read the server's disks: {error}.") from error
-    finally:
-        for source in sources:
-            os.close(source.descriptor)
+class Copy:
+    """Files on their way over one channel, in as many rounds as are wanted. `begin` comes first, `finish` last."""
 
+    def __init__(self, files: list[Outgoing], session: Session) -> None:
+        self.files = files
+        self._session = session
+        self.sent = 0
+        """Bytes of DATA so far."""
 
-def _send(sources: list[Source], session: Session, control: Control) -> dict[str, Any]:
-    total = sum(source.allocated for source in sources)
-    disks: dict[str, dict[str, Any]] = {}
-    control.report(0, total)
-    session.tell({"begin": True}, control)
-    session.hear("begun", control)
-    reader = Reader(sources)
-    reader.start()
-    try:
-        named: Source | None = None
-        while (block := reader.next(control)) is not None:
-            if block.source is not named:
-                named = block.source
-                session.tell({"file": named.name, "size": named.size}, control)
-            if block.data is None:
-                disks[named.name] = {"size": named.size, "digest": block.digest}
-                continue
-            session.send(block.offset, block.data, control)
-            reader.give_back(block)
-            control.report(session.written, total)
-    finally:
-        reader.stop()
-    session.tell({"end": True}, control)
-    received = session.hear("received", control)["received"]
-    control.report(total, total)
-    if received != {name: disk["size"] for name, disk in disks.items()}:
-        raise StepError(f"The target holds {received} after the copy, which is not what was sent.")
-    return {"bytes": total, "allocated": total, "disks": disks}
+    def begin(self, control: Control) -> None:
+        """Begin the conversation, and learn what the target holds from an earlier one."""
+        self._session.tell({"begin": True}, control)
+        self._session.hear("begun", control)
+        for file in self.files:
+            self._learn(file, control)
+
+    def send(self, parts: Mapping[Outgoing, Iterable[Range]], control: Control) -> int:
+        """Bring parts of the files, in whole granules, to the target; return how many bytes crossed."""
+        before = self.sent
+        total = sum(length for ranges in parts.values() for _, length in ranges)
+        looked = 0
+        control.report(0, total)
+        reader = Reader(parts)
+        reader.start()
+        try:
+            named: Outgoing | None = None
+            while (block := reader.next(control)) is not None:
+                if block.file is not named:
+                    named = block.file
+                    self._name(named, control)
+                self._send_block(block, control)
+                reader.give_back(block)
+                looked += len(block.data)
+                control.report(looked, total)
+        finally:
+            reader.stop()
+        return self.sent - before
+
+    def settle(self, control: Control) -> int:
+        """Let the target read back what it has, and mend what is not as it was sent; return the bytes sent again."""
+        mended = 0
+        for _ in range(MENDS):
+            self._session.tell({"check": True}, control)
+            found = self._session.hear("checked", control)["checked"]
+            wrong = [file for file in self.files if found.get(file.name) != file.held.digest()]
+            if not wrong:
+                return mended
+            for file in wrong:
+                known, file.held = file.held, Table(0)
+                self._learn(file, control)
+                differs = [
+                    (number * GRANULE, GRANULE) for number in range(len(known)) if known[number] != file.held[number]
+                ]
+                mended += self.send({file: whole_granules(differs, known.size)}, control)
+        names = ", ".join(file.name for file in wrong)
+        raise StepError(f"{names} came back otherwise from the target's disk {MENDS} times; look at that disk.")
+
+    def finish(self, control: Control) -> dict[str, dict[str, Any]]:
+        """End the copy; return size and digest of each file, as the target has read them back."""
+        self._session.tell({"end": True}, control)
+        received = self._session.hear("received", control)["received"]
+        disks = {file.name: {"size": file.held.size, "digest": file.held.digest()} for file in self.files}
+        if received != {name: disk["size"] for name, disk in disks.items()}:
+            raise StepError(f"The target holds {received} after the copy, which is not what was sent.")
+        return disks
+
+    def _learn(self, file: Outgoing, control: Control) -> None:
+        """Ask what the target holds of a file, and give it the size that the file has here."""
+        self._session.tell({"table": file.name}, control)
+        told = bytearray()
+        while True:
+            answer = self._session.hear("digests", control)
+            told += bytes.fromhex(answer["digests"])
+            if not answer["more"]:
+                break
+        file.held.resize(len(told) // WIDTH * GRANULE)
+        file.held.load(0, bytes(told))
+        self._name(file, control)
+
+    def _name(self, file: Outgoing, control: Control) -> None:
+        """Say which file comes now, and how large it is by now."""
+        size, before = file.size, file.held.size
+        file.held.resize(size)
+        if size != before and min(size, before) % GRANULE:
+            file.held[min(size, before) // GRANULE] = UNKNOWN
+        self._session.tell({"file": file.name, "size": size}, control)
+
+    def _send_block(self, block: Block, control: Control) -> None:
+        """Send the runs of granules that the target does not hold."""
+        held, first = block.file.held, block.offset // GRANULE
+
+        def fate(place: int) -> str:
+            digest = block.digests[place]
+            return "" if digest == held[first + place] else "zeros" if digest == NOTHING else "data"
+
+        for kind, run in groupby(range(len(block.digests)), fate):
+            places = list(run)
+            start, end = places[0] * GRANULE, min((places[-1] + 1) * GRANULE, len(block.data))
+            if kind == "data":
+                self._session.send(block.offset + start, block.data[start:end], control)
+                self.sent += end - start
+            elif kind == "zeros":
+                self._session.send_zeros(block.offset + start, end - start, control)
+            for place in places if kind else ():
+                held[first + place] = block.digests[place]

@@ -12,7 +12,16 @@ from collections import deque
 from typing import Any, NoReturn, Protocol
 
 from whimbrel.agent.children import start_time
-from whimbrel.agent.disks.frames import DATA, HEADER, MESSAGE, MESSAGE_LIMIT, content_of, message
+from whimbrel.agent.disks.frames import (
+    DATA,
+    HEADER,
+    LENGTH,
+    MESSAGE,
+    MESSAGE_LIMIT,
+    ZERO,
+    content_of,
+    message,
+)
 from whimbrel.agent.disks.refusals import explain
 from whimbrel.domain.errors import StepError
 from whimbrel.migration.messages import Place
@@ -66,6 +75,7 @@ class Session:
         self._complaints = b""
         self._listener = threading.Thread(target=self._listen, args=(self._child.stderr,), daemon=True)
         self._listener.start()
+        self._read = 0
         self.written = 0
         """Bytes of DATA that the target has said to have written."""
 
@@ -87,11 +97,22 @@ class Session:
         """Send one block of the current file."""
         self._write([memoryview(HEADER.pack(DATA, len(data), offset)), data], control)
 
+    def send_zeros(self, offset: int, length: int, control: Control) -> None:
+        """Say that a part of the current file is to read as zeros."""
+        self._write([memoryview(HEADER.pack(ZERO, LENGTH.size, offset) + LENGTH.pack(length))], control)
+
     def hear(self, word: str, control: Control) -> dict[str, Any]:
-        """Wait for the answer that holds `word`; raise StepError with the reason when another one comes."""
+        """Wait for the answer that holds `word`; raise StepError with the reason when another one comes.
+
+        While the target says that it goes on reading, nothing is stalled.
+        """
+        read = self._read
         while not self._answers:
             control.check()
             self._await(writing=False)
+            if self._read != read:
+                read = self._read
+                control.restart_stall()
         answer = self._answers.popleft()
         if word not in answer:
             raise StepError(f"{self._target.host} answered {answer} where {word!r} was due; is it of another release?")
@@ -163,10 +184,13 @@ class Session:
             raise StepError(f"{self._target.host} answered with what is no message; is it of another release?")
         if "error" in answer:
             raise StepError(str(answer["error"]))
-        if not isinstance(answer.get("written", 0), int):
-            raise StepError(f"{self._target.host} says that it has written {answer['written']!r:.80} bytes.")
+        for word in ("written", "read"):
+            if not isinstance(answer.get(word, 0), int):
+                raise StepError(f"{self._target.host} says that it has {word} {answer[word]!r:.80} bytes.")
         if "written" in answer:
             self.written = answer["written"]
+        elif "read" in answer:
+            self._read = answer["read"]
         else:
             self._answers.append(answer)
 

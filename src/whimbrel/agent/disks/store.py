@@ -23,8 +23,8 @@ from whimbrel.agent.disks.cache import ImageCache
 from whimbrel.agent.disks.channel import SshChannels
 from whimbrel.agent.disks.configdrive import make_config_drive
 from whimbrel.agent.disks.frames import CACHE, RECEIVED
-from whimbrel.agent.disks.send import send_files
-from whimbrel.agent.disks.verify import digest_of
+from whimbrel.agent.disks.incoming import Incoming, seen
+from whimbrel.agent.disks.send import Copy, Outgoing
 from whimbrel.domain.errors import StepError
 from whimbrel.domain.server import Disk, DiskRole, Image
 from whimbrel.migration.messages import Facts, Order, Work
@@ -92,10 +92,7 @@ class HostDisks:
         record.unlink(missing_ok=True)
         paths = self._channels.files(order)
         shared = bool(order.results.get("open_channel", {}).get("shared"))
-        if shared:
-            facts = self._link_shared(order, paths)
-        else:
-            facts = send_files(paths, self._channels.session(order, control), control)
+        facts = self._link_shared(order, paths) if shared else self._send(order, paths, control)
         facts |= {"shared": shared, "seconds": round(clock.monotonic() - begun, 3)}
         with in_words("write", record):
             write_durably(record, json.dumps(facts))
@@ -106,29 +103,20 @@ class HostDisks:
         return _load(self._pushed(order))
 
     def verify(self, order: Order, control: Control) -> Facts:
-        """Read the disks back from the target's disk and compare with the digests in the order's results."""
+        """Hold what the receiver has read back from the target's disk against the digests in the order's results."""
         sent = order.results["copy_disks"]
         incoming = self._directories.incoming(order.server, order.attempt)
         received = (_load(incoming / RECEIVED) or {}).get("files", {})
-        total = sum(length for file in received.values() for _, length in file["ranges"])
-        verified = 0
-
-        def step(length: int) -> None:
-            nonlocal verified
-            verified += length
-            control.check()
-            control.report(verified, total)
-
         for name, expected in sent["disks"].items():
-            path = incoming / name
-            with in_words("read back", path):
+            with in_words("look at", incoming / name):
+                status = (incoming / name).stat()
+                found = received.get(name)
                 if sent.get("shared"):
-                    found = {"size": path.stat().st_size, "digest": expected["digest"]}
-                elif name not in received:
+                    found = {"size": status.st_size, "digest": expected["digest"]}
+                elif found is None:
                     raise StepError(f"{name} of server {order.server} has not arrived on {self._host}; copy it again.")
-                else:
-                    size, digest = digest_of(path, received[name]["ranges"], step)
-                    found = {"size": size, "digest": digest}
+                elif found.pop("seen", None) != seen(status):  # somebody has touched it since
+                    found = _read_back(incoming, name, control)
             if found != expected:
                 raise StepError(
                     f"{name} of server {order.server} differs on {self._host} from what {_source_host(order)} sent "
@@ -137,7 +125,7 @@ class HostDisks:
         for path in [incoming / disk.name for disk in order.work.old.disks if disk.format == "qcow2"]:
             if path.exists():  # whatever the source says that it sent
                 qcow2.refuse_data_file(path)
-        return {"verified_bytes": verified}
+        return {"verified_bytes": sum(disk["size"] for disk in sent["disks"].values())}
 
     def resize(self, order: Order, control: Control) -> Facts:
         """Give the incoming disks their new sizes; a root disk grows and never shrinks."""
@@ -174,6 +162,23 @@ class HostDisks:
         self._cache.link(image, incoming / qcow2.BASE, self._channels.base_image(order), control)
         return image
 
+    def _send(self, order: Order, paths: list[Path], control: Control) -> Facts:
+        """Send what the target does not hold, until it has read all of it back from its disk."""
+        files: list[Outgoing] = []
+        try:
+            with in_words("read", paths[0].parent):
+                files += [Outgoing(path) for path in paths]
+                copy = Copy(files, self._channels.session(order, control))
+                copy.begin(control)
+                parts = {file: file.everything() for file in files}
+                held = sum(length for ranges in parts.values() for _, length in ranges)
+                copy.send(parts, control)
+                mended = copy.settle(control)
+                return {"bytes": copy.sent, "mended": mended, "allocated": held, "disks": copy.finish(control)}
+        finally:
+            for file in files:
+                file.close()
+
     def _link_shared(self, order: Order, paths: list[Path]) -> Facts:
         """On shared storage the target's directory is here too: a link is all that is to be done."""
         incoming = self._directories.incoming(order.server, order.attempt)
@@ -187,6 +192,29 @@ class HostDisks:
 
     def _pushed(self, order: Order) -> Path:
         return self._directories.sealed(order.server, order.attempt) / f"pushed-{order.attempt}.json"
+
+
+def _read_back(incoming: Path, name: str, control: Control) -> dict[str, Any]:
+    """Read a file back from the disk; return its size and digest."""
+    directory = os.open(incoming, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        file = Incoming(directory, name)
+        try:
+            read = 0
+
+            def step(length: int) -> None:
+                nonlocal read
+                read += length
+                control.check()
+                control.report(read, file.size)
+
+            file.check(step)
+            found = file.proof()
+        finally:
+            file.close()
+    finally:
+        os.close(directory)
+    return {"size": found["size"], "digest": found["digest"]}
 
 
 def _make(incoming: Path, disk: Disk, image: Image | None, control: Control) -> None:
