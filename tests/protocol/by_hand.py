@@ -221,6 +221,16 @@ class Host:
     def take_slot(self, order: Order, control: Control) -> None:
         pass
 
+    def precopy(self, order: Order, control: Control) -> Facts:
+        self.touch("precopy")
+        return {}
+
+    def close_log(self, order: Order, control: Control) -> None:
+        pass
+
+    def end_precopy(self, order: Order, control: Control) -> None:
+        self.touch("end_precopy")
+
     def push(self, order: Order, control: Control) -> Facts:
         assert order.work.target is not None
         peer = self.peers[order.work.target.host]

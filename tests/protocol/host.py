@@ -294,6 +294,16 @@ class Host:
     def take_slot(self, order: Order, control: Control) -> None:
         self.touch("take_slot")
 
+    def precopy(self, order: Order, control: Control) -> Facts:
+        self.touch("precopy")
+        return {}
+
+    def close_log(self, order: Order, control: Control) -> None:
+        self.touch("close_log")
+
+    def end_precopy(self, order: Order, control: Control) -> None:
+        self.touch("end_precopy")
+
     def push(self, order: Order, control: Control) -> Facts:
         self.touch("copy_disks")
         assert order.work.target is not None

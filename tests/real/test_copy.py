@@ -31,6 +31,7 @@ from whimbrel.domain.errors import Cancelled, StepError, TimedOut
 from whimbrel.domain.migration import Verb
 from whimbrel.domain.server import Disk, DiskRole, Guest, Image
 from whimbrel.migration.messages import Facts, Order, Place, Work
+from whimbrel.migration.protocols import COLD
 from whimbrel.ops import clock
 from whimbrel.ops.settings import Agent
 
@@ -111,7 +112,7 @@ class Pair:
 
     def order(self, step: str, results: dict[str, Facts] | None = None, **changes: Any) -> Order:
         work = replace(Work(GUEST, GUEST, None, Place("h1", "127.0.0.1"), Place("h2", "127.0.0.1"), True, 5), **changes)
-        return Order("h1", UUID, 7, 0, ATTEMPT, "cold", 1, step, Verb.DO, 2, 3, 60, work, results or {})
+        return Order("h1", UUID, 7, 0, ATTEMPT, "cold", COLD.version, step, Verb.DO, 2, 3, 60, work, results or {})
 
     def make_server(self, mebibytes: int = 32) -> None:
         """A stopped server on the source: data and holes in turns, with odd sizes."""

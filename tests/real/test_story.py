@@ -221,7 +221,7 @@ def test_a_server_is_deleted_in_mid_copy(cloud: Cloud) -> None:
     server = cloud.create("fill_mib=12")
     cloud.lab.limit("h2", "16mbit")
     server.migrate()
-    server.at_step("copy_disks", "doing")
+    server.at_step("precopy", "doing")
     server.delete()
     cloud.assert_tidy({})
 
@@ -231,10 +231,10 @@ def test_the_second_server_runs_until_a_copy_slot_is_free(cloud: Cloud) -> None:
         first, second = cloud.create("fill_mib=12"), cloud.create("fill_mib=12")
         cloud.lab.limit("h2", "32mbit")
         first.migrate()
-        first.at_step("copy_disks", "doing")
+        first.at_step("precopy", "doing")
         second.migrate()
-        second.at_step("stop_guest", "doing")
-        first.at_step("copy_disks", "doing")
+        second.at_step("precopy", "doing")
+        first.at_step("precopy", "doing")
         assert cloud.runners(second.id) == ["h1"]
         for server in (first, second):
             assert_moved(cloud, server)

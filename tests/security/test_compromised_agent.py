@@ -20,6 +20,7 @@ from whimbrel.bus import queues
 from whimbrel.domain.migration import Answer, Verb
 from whimbrel.migration.messages import Changed, Console, Order, Progress, SelectTargets, StepReport, Wake
 from whimbrel.migration.presence import GuestReport, Heartbeat
+from whimbrel.migration.protocols import COLD
 
 pytestmark = [pytest.mark.anyio, pytest.mark.broker, pytest.mark.xdist_group("security")]
 
@@ -124,7 +125,11 @@ async def test_a_forged_report_moves_no_migration(scene: Scene, intruder: Intrud
                 )  # fmt: skip
                 for user in ("agent.h3", None):
                     await intruder.say(queues.CONDUCTOR, report, user_id=user)
-        for other in (Wake(true.migration), true, SelectTargets(1, 1, 1, "", (), None, True, "h3", "cold", 1)):
+        for other in (
+            Wake(true.migration),
+            true,
+            SelectTargets(1, 1, 1, "", (), None, True, "h3", "cold", COLD.version),
+        ):
             await intruder.say(queues.CONDUCTOR, other)
         await until("a word about it", lambda: scene.said("may not send a StepReport of host h1"))
         assert scene.rows(query) == [row]

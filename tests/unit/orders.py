@@ -7,6 +7,7 @@ from typing import Any
 from whimbrel.domain.migration import Verb
 from whimbrel.domain.server import Disk, DiskRole, Guest, Nic
 from whimbrel.migration.messages import Order, Place, Work
+from whimbrel.migration.protocols import PROTOCOLS
 
 SERVER = "6f1c2a52-54c1-4f8a-9d6e-6b8f2f2b7d10"
 GUEST = Guest(
@@ -24,7 +25,6 @@ def order(step: str, number: int, **changes: Any) -> Order:
         "segment": 0,
         "attempt": "7-1",
         "protocol": "cold",
-        "version": 1,
         "step": step,
         "verb": Verb.DO,
         "epoch": 1,
@@ -33,4 +33,6 @@ def order(step: str, number: int, **changes: Any) -> Order:
         "work": WORK,
         "request_id": "req-1",
     }
-    return Order(**{**fields, **changes})
+    made = {**fields, **changes}
+    table = PROTOCOLS.get(made["protocol"])
+    return Order(**{"version": table.version if table else 1, **made})

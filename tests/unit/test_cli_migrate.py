@@ -58,7 +58,7 @@ def test_resize_finds_the_flavor_by_its_name(cloud: Stub, run: Run) -> None:
 
 
 def test_watching_shows_each_step_and_the_bytes_and_ends_in_verify_resize(cloud: Stub, run: Run) -> None:
-    copying = migration("done", "done", "done", "done", "doing")
+    copying = migration("done", "done", "done", "done", "done", "doing")
     progress = {**COPY, "done": 50 * 2**20, "total": 200 * 2**20, "rate": 100.0 * 2**20, "eta": 1.5}
     cloud.story = [migration("done", "doing"), copying, progress, IN_WINDOW]
     result = run("migrate", "vm1", "--watch")

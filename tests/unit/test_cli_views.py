@@ -24,7 +24,7 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
 
 
 def test_the_board_has_a_bar_for_the_bytes_and_a_tick_for_what_is_done(screen: io.StringIO) -> None:
-    copying = migration_of(migration("done", "done", "done", "done", "doing"))
+    copying = migration_of(migration("done", "done", "done", "done", "done", "doing"))
     copying = msgspec.structs.replace(copying, progress=Progress("copy_disks", 2**20, 4 * 2**20, 2**20, 3.0))
     with views.Board(copying) as board:
         board.show(copying)

@@ -18,6 +18,7 @@ from whimbrel.conductor.service import Conductor
 from whimbrel.conductor.timers import Due
 from whimbrel.domain.errors import BusError
 from whimbrel.migration.messages import MESSAGES, Ask, SelectTargets
+from whimbrel.migration.protocols import COLD
 from whimbrel.ops.settings import Settings
 from whimbrel.store.engine import Store
 from whimbrel.store.tables import metadata
@@ -71,7 +72,7 @@ async def test_a_scheduler_that_is_away_is_asked_once_at_a_time_for_each_move(st
     conductor = Conductor(Settings(), store, bus, lambda image: "")
     before = asyncio.all_tasks()
     question = SelectTargets(
-        1, 64, 1, "", (), "h1", same_host_allowed=False, forced_host=None, protocol="cold", version=1
+        1, 64, 1, "", (), "h1", same_host_allowed=False, forced_host=None, protocol="cold", version=COLD.version
     )
     for _ in range(50):
         await conductor._publish(Effects(select=[(7, question), (8, question)]))

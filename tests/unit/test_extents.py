@@ -1,103 +1,121 @@
-"""The parts of a disk file and their digest: nothing that differs may look the same, however it was cut."""
+"""The parts of a disk file and the table of its granules: nothing that differs may look the same."""
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whimbrel.agent.disks.extents import Digest, blocks, open_disk, survey
-from whimbrel.agent.disks.verify import digest_of, outside
+from whimbrel.agent.disks.extents import blocks, open_disk, survey, whole_granules, write_zeros
+from whimbrel.agent.disks.frames import GRANULE
+from whimbrel.agent.disks.incoming import Incoming
+from whimbrel.agent.disks.table import NOTHING, Table, digest_of
+from whimbrel.domain.errors import StepError
 
 MIB = 1 << 20
 
 
-def sparse(path: Path, size: int, parts: dict[int, bytes]) -> Path:
+def sparse(path: Path, size: int, written: dict[int, bytes]) -> Path:
     with path.open("wb") as file:
         file.truncate(size)
-        for offset, data in parts.items():
+        for offset, data in written.items():
             file.seek(offset)
             file.write(data)
     return path
 
 
-def digest(parts: list[tuple[int, bytes]], size: int = MIB) -> str:
-    made = Digest()
-    for offset, data in parts:
-        made.add(offset, memoryview(data))
-    return made.finish(size)
-
-
 def test_a_survey_finds_data_and_passes_over_holes(tmp_path: Path) -> None:
-    path = sparse(tmp_path / "disk-0", 10 * MIB + 5, {0: b"a" * 4096, 4 * MIB: b"b" * MIB, 10 * MIB: b"c" * 5})
+    path = sparse(tmp_path / "disk", 8 * MIB, {MIB: b"a" * 4096, 4 * MIB: b"b" * 8192})
     descriptor = open_disk(path)
     try:
-        assert survey(descriptor) == [(0, 4096), (4 * MIB, MIB), (10 * MIB, 5)]
+        assert survey(descriptor) == [(MIB, 4096), (4 * MIB, 8192)]
     finally:
         os.close(descriptor)
 
 
 def test_a_disk_without_data_and_an_empty_file_have_no_parts(tmp_path: Path) -> None:
-    for size in (0, MIB):
-        descriptor = open_disk(sparse(tmp_path / "disk-0", size, {}))
+    for size in (0, 8 * MIB):
+        descriptor = open_disk(sparse(tmp_path / f"disk-{size}", size, {}))
         try:
             assert survey(descriptor) == []
         finally:
             os.close(descriptor)
 
 
-def test_the_digest_tells_place_size_and_content_apart() -> None:
-    whole = digest([(0, b"ab"), (10, b"c")])
-    others = [
-        digest([(0, b"ab"), (11, b"c")]),
-        digest([(1, b"ab"), (10, b"c")]),
-        digest([(0, b"abc")]),
-        digest([(0, b"a"), (10, b"bc")]),
-        digest([(0, b"ab"), (10, b"d")]),
-        digest([(0, b"ab"), (10, b"c")], size=MIB + 1),
-        digest([]),
-    ]
-    assert len({whole, *others}) == len(others) + 1
+@given(st.sets(st.integers(0, 400_000), max_size=30), st.integers(400_001, 600_000))
+def test_whole_granules_hold_every_byte_once_and_nothing_beyond_the_end(places: set[int], size: int) -> None:
+    parts = whole_granules([(place, 1) for place in sorted(places)], size)
+    assert {place // GRANULE for place in places} == {
+        number // GRANULE for start, length in parts for number in range(start, start + length, GRANULE)
+    }
+    assert all(start % GRANULE == 0 and (sum((start, length)) % GRANULE == 0 or start + length == size)
+               for start, length in parts)  # fmt: skip
+    assert all(one[0] + one[1] < other[0] for one, other in itertools.pairwise(parts))
+    assert sum(length for _, length in blocks(parts)) == sum(length for _, length in parts)
 
 
-@given(st.lists(st.tuples(st.integers(1, 50), st.integers(1, 50)), max_size=8), st.integers(1, 60), st.integers(1, 60))
-def test_the_digest_does_not_depend_on_how_the_parts_are_cut(gaps: list[tuple[int, int]], one: int, other: int) -> None:
-    parts, position = [], 0
-    for hole, length in gaps:
-        parts.append((position + hole, length))
-        position += hole + length
-    content = bytes(index % 251 for index in range(position))
-
-    def cut(limit: int) -> str:
-        return digest([(offset, content[offset : offset + length]) for offset, length in blocks(parts, limit)])
-
-    assert cut(one) == cut(other)
-
-
-@given(st.sets(st.integers(0, 40)), st.sets(st.integers(0, 40)))
-def test_outside_is_the_difference_of_two_sets_of_parts(found: set[int], expected: set[int]) -> None:
-    def parts(members: set[int]) -> list[tuple[int, int]]:
-        made: list[list[int]] = []
-        for member in sorted(members):
-            if made and sum(made[-1]) == member:
-                made[-1][1] += 1
-            else:
-                made.append([member, 1])
-        return [(start, length) for start, length in made]
-
-    left = {at for start, length in outside(parts(found), parts(expected)) for at in range(start, start + length)}
-    assert left == found - expected
+def test_a_table_tells_place_size_and_content_apart() -> None:
+    one, other = memoryview(b"a" * GRANULE), memoryview(b"b" * GRANULE)
+    digests = set()
+    for size, content in ((3, {}), (4, {}), (4, {0: one}), (4, {1: one}), (4, {1: other}), (4, {0: one, 1: other})):
+        table = Table(size * GRANULE)
+        for number, granule in content.items():
+            table[number] = digest_of(granule)
+        digests.add(table.digest())
+    assert len(digests) == 6
+    assert digest_of(memoryview(bytes(GRANULE))) == NOTHING == digest_of(memoryview(bytes(7)))
+    assert digest_of(memoryview(b"\0" * (GRANULE - 1) + b"x")) != NOTHING
 
 
-def test_reading_back_notices_a_changed_byte_and_a_byte_in_a_hole(tmp_path: Path) -> None:
-    size, data = 4 * MIB, os.urandom(MIB)
-    path = sparse(tmp_path / "disk-0", size, {MIB: data})
-    sent = digest([(MIB, data)], size)
-    assert digest_of(path, [(MIB, MIB)], lambda length: None) == (size, sent)
-    for offset, byte in ((MIB + 7, bytes([data[7] ^ 1])), (3 * MIB, b"x")):
-        sparse(path, size, {MIB: data, offset: byte})
-        assert digest_of(path, [(MIB, MIB)], lambda length: None) != (size, sent)
-    sparse(path, size, {MIB: data, 3 * MIB: b"\0"})  # a zero where a hole was reads the same
-    assert digest_of(path, [(MIB, MIB)], lambda length: None) == (size, sent)
+@pytest.fixture
+def directory(tmp_path: Path) -> int:
+    return os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def test_an_incoming_file_is_read_back_from_what_is_there(tmp_path: Path, directory: int) -> None:
+    """Also what was changed behind the receiver's back, in data and in a hole, and what an earlier one has left."""
+    file = Incoming(directory, "disk-0")
+    file.resize(4 * MIB + 5)
+    file.write(MIB, memoryview(b"a" * 100_000))
+    file.write(4 * MIB, memoryview(b"b" * 5))
+    first = file.check().digest()
+    file.close()
+    assert Incoming(directory, "disk-0").check().digest() == first
+    for place in (MIB + 99_999, 3 * MIB, 4 * MIB + 4):
+        with (tmp_path / "disk-0").open("r+b") as disk:
+            disk.seek(place)
+            before = disk.read(1)
+            disk.seek(place)
+            disk.write(b"x")
+            disk.flush()
+            assert Incoming(directory, "disk-0").check().digest() != first
+            disk.seek(place)
+            disk.write(before)
+    assert Incoming(directory, "disk-0").check().digest() == first
+
+
+def test_what_is_zeroed_or_cut_is_seen(tmp_path: Path, directory: int) -> None:
+    file = Incoming(directory, "disk-0")
+    file.resize(MIB)
+    file.write(0, memoryview(b"a" * MIB))
+    file.zero(GRANULE, GRANULE)
+    assert (file.check()[0], file.check()[1]) == (digest_of(memoryview(b"a" * GRANULE)), NOTHING)
+    file.resize(2 * GRANULE + 10)
+    file.resize(4 * GRANULE)
+    assert file.check()[2] == digest_of(memoryview(b"a" * 10 + bytes(GRANULE - 10)))
+    with pytest.raises(StepError, match="more came"):
+        file.write(4 * GRANULE - 1, memoryview(b"ab"))
+    with pytest.raises(StepError, match="no name of a server's disk"):
+        Incoming(directory, "../disk-0")
+
+
+def test_zeros_make_a_hole(tmp_path: Path) -> None:
+    path = sparse(tmp_path / "disk", MIB, {0: b"a" * MIB})
+    with path.open("r+b") as file:
+        write_zeros(file.fileno(), GRANULE, GRANULE)
+        assert survey(file.fileno()) == [(0, GRANULE), (2 * GRANULE, MIB - 2 * GRANULE)]
+    assert path.stat().st_size == MIB

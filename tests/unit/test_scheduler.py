@@ -14,6 +14,7 @@ from whimbrel.domain.claim import Capacity, Resources
 from whimbrel.domain.errors import StepError
 from whimbrel.migration.messages import SelectTargets
 from whimbrel.migration.presence import Heartbeat
+from whimbrel.migration.protocols import COLD
 from whimbrel.ops import clock
 from whimbrel.ops.settings import Conductor, Scheduler
 from whimbrel.scheduler import table
@@ -24,14 +25,15 @@ from whimbrel.store.tables import hosts, metadata
 
 REQUEST = SelectTargets(
     vcpus=2, ram_mb=512, disk_gb=5, architecture="x86_64", exclude=(), source="h1", same_host_allowed=False,
-    forced_host=None, protocol="cold", version=1,
+    forced_host=None, protocol="cold", version=COLD.version,
 )  # fmt: skip
 
 
 def beat(name: str, **more: object) -> Heartbeat:
     """A host with 4 CPUs, 2 GiB and 40 GB."""
     values = {
-        "host": name, "address": "10.0.0.1", "boot": "1", "ledger": name, "protocols": {"cold": 1}, "vcpus": 4,
+        "host": name, "address": "10.0.0.1", "boot": "1", "ledger": name,
+        "protocols": {"cold": COLD.version}, "vcpus": 4,
         "ram_mb": 2048, "disk_gb": 40, "reserved_vcpus": 0, "reserved_ram_mb": 0, "reserved_disk_gb": 0,
         "cpu_ratio": 1.0, "ram_ratio": 1.0, "disk_ratio": 1.0, "architecture": "x86_64", "hypervisor": "fake",
         "hypervisor_version": 1, "root_disk": "qcow2", "free_disk_gb": 40, "uptime": "",

@@ -73,7 +73,8 @@ def world(settings: Agent, ledger: Ledger, may_run: Callable[[], bool]) -> World
         binding()  # a host without it should say so now, not at its first order
         hypervisor = LibvirtGuests(settings)
         channels = SshChannels(settings, ledger)
-        return World(hypervisor, directories, HostDisks(settings, channels, hypervisor.ready), channels, grants)
+        disks = HostDisks(settings, channels, hypervisor.ready, hypervisor.log)
+        return World(hypervisor, directories, disks, channels, grants)
     raise SettingsError(f"agent.hypervisor {settings.hypervisor!r} is neither libvirt nor fake.")
 
 

@@ -84,6 +84,10 @@ def _values(tx: Connection, row: Row[Any], report: StepReport) -> dict[str, Any]
             return {"reason": report.reason}
         case Answer.DONE:
             _keep_power(tx, report)
+            skipped = "" if undo else str(report.facts.get("skipped", ""))
+            if skipped:
+                done = {"mark": Mark.SKIPPED, "facts": {}, "reason": skipped}
+                return {**done, "ended_at": now, "heard_at": now}
             mark = Mark.UNDONE if undo else Mark.DONE
             # Done after all, but its silence may be why the attempt turned, and then the user must read it.
             reason = row.reason if undo or row.mark == Mark.LOST else ""

@@ -124,6 +124,18 @@ class Disks(Protocol):
     def is_prepared(self, order: Order) -> bool:
         """Return whether the incoming directory of this attempt is whole."""
 
+    def precopy(self, order: Order, control: Control) -> Facts:
+        """Copy the disks while the guest runs, in rounds; what is left is sent by `push`.
+
+        The facts say `skipped`, and why, where the guest or its disks cannot be copied so.
+        """
+
+    def close_log(self, order: Order, control: Control) -> None:
+        """Take what the guest wrote last from its files, now that it is off, and leave nothing of the log in them."""
+
+    def end_precopy(self, order: Order, control: Control) -> None:
+        """Give a copy of a running guest up, and leave nothing of it here; one that is not under way is accepted."""
+
     def push(self, order: Order, control: Control) -> Facts:
         """Send every disk's bytes to the target; return bytes and the digest of each disk."""
 

@@ -132,6 +132,9 @@ PREPARE = HostStep("prepare", T, disks.prepare, disks.discard, disks.are_prepare
     why="All that can fail or take long without touching the guest is done while it still runs.")
 OPEN_CHANNEL = HostStep("open_channel", S, channel.open, channel.close, channel.is_open, limit(20 * SECOND),
     why="Keys, names, room at the target and shared storage are proved before the guest is stopped.")
+PRECOPY = HostStep("precopy", S, disks.precopy, disks.end_precopy, again.is_simple, STALL(60),
+    why="The disks cross while the guest runs, so its downtime does not depend on their size; where that cannot be, "
+        "the row says why.")
 STOP_GUEST = HostStep("stop_guest", S, guest.seal, guest.unseal, guest.is_sealed, GRACE, word=True, raises=True,
     why="The source promises durably not to run the guest again, then stops it, so that nothing can start it twice.")
 COPY_DISKS = HostStep("copy_disks", S, disks.push, NOTHING, disks.match, STALL(60),
@@ -148,12 +151,12 @@ START_GUEST = HostStep("start_guest", T, guest.start, guest.revoke, guest.is_run
 RESIZE_DISKS = HostStep("resize_disks", T, disks.resize, NOTHING, again.is_simple, limit(60 * SECOND),
     why="The verified copy grows to the new flavor; the source's copy keeps its size for a revert.")
 
-COLD = Protocol("cold", 1, (
-    CLAIM, PREPARE, OPEN_CHANNEL, STOP_GUEST, COPY_DISKS, VERIFY_DISKS, DEFINE_GUEST, HAND_OVER, START_GUEST,
+COLD = Protocol("cold", 2, (
+    CLAIM, PREPARE, OPEN_CHANNEL, PRECOPY, STOP_GUEST, COPY_DISKS, VERIFY_DISKS, DEFINE_GUEST, HAND_OVER, START_GUEST,
 ))  # ends with the undo window open
 
-RESIZE = Protocol("resize", 1, (
-    CLAIM, PREPARE, OPEN_CHANNEL, STOP_GUEST, COPY_DISKS, VERIFY_DISKS, RESIZE_DISKS, DEFINE_GUEST, HAND_OVER,
+RESIZE = Protocol("resize", 2, (
+    CLAIM, PREPARE, OPEN_CHANNEL, PRECOPY, STOP_GUEST, COPY_DISKS, VERIFY_DISKS, RESIZE_DISKS, DEFINE_GUEST, HAND_OVER,
     START_GUEST,
 ))
 

@@ -162,7 +162,7 @@ class SshChannels:
 
         Swap is made anew at the target; the config drive is opaque and carried like a disk.
         """
-        home = self._home(order)
+        home = self.home(order)
         names = [disk.name for disk in order.work.old.disks if disk.role is not DiskRole.SWAP]
         paths = [home / name for name in names]
         for path in paths:
@@ -172,7 +172,8 @@ class SshChannels:
             paths.append(home / CONFIG_DRIVE)
         return paths
 
-    def _home(self, order: Order) -> Path:
+    def home(self, order: Order) -> Path:
+        """Return the directory that a move carries from: the sealed one or, before the seal, the live one."""
         sealed = self._directories.sealed(order.server, order.attempt)
         return sealed if sealed.is_dir() else self._directories.live(order.server)
 
@@ -187,7 +188,7 @@ class SshChannels:
         if source.host == target.host:  # one directory, and still each needs a copy of its own
             yield False, secret
             return
-        path = self._home(order) / PROBE
+        path = self.home(order) / PROBE
         with in_words("probe for shared storage with", path):
             path.write_text(secret, encoding="ascii")
         try:

@@ -57,6 +57,9 @@ RECEIVED = "received.json"
 HOLDER = ".receiver"
 """Which process receives an attempt's files."""
 
+LOG = "whimbrel-"
+"""Checkpoints and bitmaps that note what a guest writes begin so; all others are left alone."""
+
 Range = tuple[int, int]
 """Offset and length of a part of a file, in bytes."""
 

@@ -88,6 +88,11 @@ def grow(directory: Path, disk: Disk, image: Image | None, control: Control) -> 
     run(["qemu-img", "resize", "-q", node, str(disk.size_mb * MIB)], directory, control)
 
 
+def remove_bitmap(directory: Path, name: str, bitmap: str, control: Control) -> None:
+    """Take a bitmap out of a disk file that no process has open."""
+    run(["qemu-img", "bitmap", "--remove", "-f", "qcow2", name, bitmap], directory, control)
+
+
 def _node(path: Path, format: str, image: Image | None = None) -> str:
     """Name a file to qemu-img with its whole chain, so that nothing is probed and no header is followed."""
     node: dict[str, object] = {"driver": format, "file": {"driver": "file", "filename": str(path)}}

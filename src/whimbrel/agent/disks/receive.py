@@ -50,8 +50,8 @@ from whimbrel.ops import clock
 IDLE_BEFORE = 2 * 3600.0
 """Seconds to wait for the copy to begin: the guest may wait for a copy slot and then take its time to stop."""
 
-IDLE_WITHIN = 120.0
-"""Seconds to wait for the next frame of a copy."""
+IDLE_WITHIN = 900.0
+"""Seconds to wait for the next frame of a copy: between the rounds and the rest the guest takes its time to stop."""
 
 ACKNOWLEDGE_EVERY = 8 << 20
 

@@ -51,6 +51,11 @@ class Outgoing:
         held = [(number * GRANULE, GRANULE) for number in range(len(self.held)) if self.held[number] != NOTHING]
         return whole_granules(sorted([*survey(self.descriptor), *held]), self.size)
 
+    @property
+    def allocated(self) -> int:
+        """How many bytes of the file hold data now."""
+        return sum(length for _, length in survey(self.descriptor))
+
     def close(self) -> None:
         """Let go of the file."""
         os.close(self.descriptor)
@@ -134,14 +139,19 @@ class Copy:
 
     def __init__(self, files: list[Outgoing], session: Session) -> None:
         self.files = files
-        self._session = session
+        self.session = session
         self.sent = 0
         """Bytes of DATA so far."""
 
+    def close(self) -> None:
+        """Let go of the files."""
+        for file in self.files:
+            file.close()
+
     def begin(self, control: Control) -> None:
         """Begin the conversation, and learn what the target holds from an earlier one."""
-        self._session.tell({"begin": True}, control)
-        self._session.hear("begun", control)
+        self.session.tell({"begin": True}, control)
+        self.session.hear("begun", control)
         for file in self.files:
             self._learn(file, control)
 
@@ -171,8 +181,8 @@ class Copy:
         """Let the target read back what it has, and mend what is not as it was sent; return the bytes sent again."""
         mended = 0
         for _ in range(MENDS):
-            self._session.tell({"check": True}, control)
-            found = self._session.hear("checked", control)["checked"]
+            self.session.tell({"check": True}, control)
+            found = self.session.hear("checked", control)["checked"]
             wrong = [file for file in self.files if found.get(file.name) != file.held.digest()]
             if not wrong:
                 return mended
@@ -188,8 +198,8 @@ class Copy:
 
     def finish(self, control: Control) -> dict[str, dict[str, Any]]:
         """End the copy; return size and digest of each file, as the target has read them back."""
-        self._session.tell({"end": True}, control)
-        received = self._session.hear("received", control)["received"]
+        self.session.tell({"end": True}, control)
+        received = self.session.hear("received", control)["received"]
         disks = {file.name: {"size": file.held.size, "digest": file.held.digest()} for file in self.files}
         if received != {name: disk["size"] for name, disk in disks.items()}:
             raise StepError(f"The target holds {received} after the copy, which is not what was sent.")
@@ -197,10 +207,10 @@ class Copy:
 
     def _learn(self, file: Outgoing, control: Control) -> None:
         """Ask what the target holds of a file, and give it the size that the file has here."""
-        self._session.tell({"table": file.name}, control)
+        self.session.tell({"table": file.name}, control)
         told = bytearray()
         while True:
-            answer = self._session.hear("digests", control)
+            answer = self.session.hear("digests", control)
             told += bytes.fromhex(answer["digests"])
             if not answer["more"]:
                 break
@@ -214,7 +224,7 @@ class Copy:
         file.held.resize(size)
         if size != before and min(size, before) % GRANULE:
             file.held[min(size, before) // GRANULE] = UNKNOWN
-        self._session.tell({"file": file.name, "size": size}, control)
+        self.session.tell({"file": file.name, "size": size}, control)
 
     def _send_block(self, block: Block, control: Control) -> None:
         """Send the runs of granules that the target does not hold."""
@@ -228,9 +238,9 @@ class Copy:
             places = list(run)
             start, end = places[0] * GRANULE, min((places[-1] + 1) * GRANULE, len(block.data))
             if kind == "data":
-                self._session.send(block.offset + start, block.data[start:end], control)
+                self.session.send(block.offset + start, block.data[start:end], control)
                 self.sent += end - start
             elif kind == "zeros":
-                self._session.send_zeros(block.offset + start, end - start, control)
+                self.session.send_zeros(block.offset + start, end - start, control)
             for place in places if kind else ():
                 held[first + place] = block.digests[place]

@@ -22,9 +22,9 @@ from whimbrel.agent.disks import qcow2
 from whimbrel.agent.disks.cache import ImageCache
 from whimbrel.agent.disks.channel import SshChannels
 from whimbrel.agent.disks.configdrive import make_config_drive
+from whimbrel.agent.disks.copies import Copies, Log, is_carried
 from whimbrel.agent.disks.frames import CACHE, RECEIVED
 from whimbrel.agent.disks.incoming import Incoming, seen
-from whimbrel.agent.disks.send import Copy, Outgoing
 from whimbrel.domain.errors import StepError
 from whimbrel.domain.server import Disk, DiskRole, Image
 from whimbrel.migration.messages import Facts, Order, Work
@@ -36,12 +36,19 @@ from whimbrel.ops.settings import Agent
 class HostDisks:
     """The files of this host's servers. `ready` is asked before anything is made whether a guest could run here."""
 
-    def __init__(self, settings: Agent, channels: SshChannels, ready: Callable[[Order], None] | None = None) -> None:
+    def __init__(
+        self,
+        settings: Agent,
+        channels: SshChannels,
+        ready: Callable[[Order], None] | None = None,
+        log: Log | None = None,
+    ) -> None:
         self._host = settings.host
         self._directories = HostDirectories(settings.instances_dir)
         self._cache = ImageCache(settings.host, self._directories.root / CACHE, settings.ca_file)
         self._channels = channels
         self._ready = ready
+        self._copies = Copies(channels, log)
 
     def prepare(self, order: Order, control: Control) -> Facts:
         """Make the incoming directory with base image, room and (in a build) new disks and config drive.
@@ -60,7 +67,7 @@ class HostDisks:
             incoming.mkdir(mode=0o700, parents=True)
             image = self._link_base(order, incoming, control)
             building = order.from_image
-            carried = set() if building else {disk.name for disk in order.work.old.disks if _is_carried(disk)}
+            carried = set() if building else {disk.name for disk in order.work.old.disks if is_carried(disk)}
             for disk in order.work.guest.disks:
                 if disk.name not in carried:
                     _make(incoming, disk, image, control)
@@ -83,6 +90,21 @@ class HostDisks:
         """Return whether the incoming directory of this attempt is whole."""
         return read_manifest(self._directories.incoming(order.server, order.attempt)) is not None
 
+    def precopy(self, order: Order, control: Control) -> Facts:
+        """Copy the disks while the guest runs, in rounds; what is left is sent by `push`.
+
+        The facts say `skipped`, and why, where the guest or its disks cannot be copied so.
+        """
+        return self._copies.begin(order, control)
+
+    def close_log(self, order: Order, control: Control) -> None:
+        """Take what the guest wrote last from its files, now that it is off, and leave nothing of the log in them."""
+        self._copies.close_log(order, control)
+
+    def end_precopy(self, order: Order, control: Control) -> None:
+        """Give a copy of a running guest up, and leave nothing of it here; one that is not under way is accepted."""
+        self._copies.give_up(order, control)
+
     def push(self, order: Order, control: Control) -> Facts:
         """Send every disk's bytes to the target; return bytes and the digest of each disk."""
         begun = clock.monotonic()
@@ -92,7 +114,7 @@ class HostDisks:
         record.unlink(missing_ok=True)
         paths = self._channels.files(order)
         shared = bool(order.results.get("open_channel", {}).get("shared"))
-        facts = self._link_shared(order, paths) if shared else self._send(order, paths, control)
+        facts = self._link_shared(order, paths) if shared else self._copies.finish(order, paths, control)
         facts |= {"shared": shared, "seconds": round(clock.monotonic() - begun, 3)}
         with in_words("write", record):
             write_durably(record, json.dumps(facts))
@@ -131,7 +153,7 @@ class HostDisks:
         """Give the incoming disks their new sizes; a root disk grows and never shrinks."""
         _refuse_loss(order.work)
         incoming = self._directories.incoming(order.server, order.attempt)
-        before = {disk.name: disk for disk in order.work.old.disks if _is_carried(disk)}
+        before = {disk.name: disk for disk in order.work.old.disks if is_carried(disk)}
         grown = {}
         with in_words("resize the disks in", incoming):
             for disk in order.work.guest.disks:
@@ -161,23 +183,6 @@ class HostDisks:
             raise StepError(f"The order does not name base image {root.base}, on which server {order.server} stands.")
         self._cache.link(image, incoming / qcow2.BASE, self._channels.base_image(order), control)
         return image
-
-    def _send(self, order: Order, paths: list[Path], control: Control) -> Facts:
-        """Send what the target does not hold, until it has read all of it back from its disk."""
-        files: list[Outgoing] = []
-        try:
-            with in_words("read", paths[0].parent):
-                files += [Outgoing(path) for path in paths]
-                copy = Copy(files, self._channels.session(order, control))
-                copy.begin(control)
-                parts = {file: file.everything() for file in files}
-                held = sum(length for ranges in parts.values() for _, length in ranges)
-                copy.send(parts, control)
-                mended = copy.settle(control)
-                return {"bytes": copy.sent, "mended": mended, "allocated": held, "disks": copy.finish(control)}
-        finally:
-            for file in files:
-                file.close()
 
     def _link_shared(self, order: Order, paths: list[Path]) -> Facts:
         """On shared storage the target's directory is here too: a link is all that is to be done."""
@@ -233,15 +238,11 @@ def _make(incoming: Path, disk: Disk, image: Image | None, control: Control) -> 
         qcow2.make_empty(incoming, disk, control)
 
 
-def _is_carried(disk: Disk) -> bool:
-    return disk.role is not DiskRole.SWAP
-
-
 def _refuse_loss(work: Work) -> None:
     """Raise StepError when a disk that holds the user's data would shrink or go."""
-    after = {disk.name: disk for disk in work.guest.disks if _is_carried(disk)}
+    after = {disk.name: disk for disk in work.guest.disks if is_carried(disk)}
     for disk in work.old.disks:
-        if not _is_carried(disk):
+        if not is_carried(disk):
             continue
         if disk.name not in after:
             raise StepError(f"The new flavor has no {disk.role} disk, and {disk.name} would be lost.")

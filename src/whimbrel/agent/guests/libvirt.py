@@ -11,6 +11,7 @@ from typing import Any
 
 from whimbrel.agent.directories import HostDirectories
 from whimbrel.agent.guests import xml
+from whimbrel.agent.guests.changelog import ChangeLog
 from whimbrel.agent.guests.connection import Hypervisor, binding
 from whimbrel.domain.errors import CannotTell, StepError
 from whimbrel.domain.server import PowerState
@@ -39,6 +40,7 @@ class LibvirtGuests:
         self._settings = settings
         self._directories = HostDirectories(settings.instances_dir)
         self._hypervisor = Hypervisor(settings.libvirt_uri)
+        self.log = ChangeLog(settings, self._hypervisor)
 
     def state(self, server: str) -> PowerState | None:
         """Return the guest's state, None when it is not defined here. STOPPED means that no process holds its disks."""

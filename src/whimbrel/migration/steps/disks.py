@@ -25,6 +25,17 @@ def are_prepared(world: World, order: Order, control: Control) -> tuple[Answer, 
     return (Answer.DONE if world.disks.is_prepared(order) else Answer.NOT_DONE), {}
 
 
+def precopy(world: World, order: Order, control: Control) -> Facts:
+    """Copy the disks while the guest runs, so that little is left to be sent when it is off."""
+    return world.disks.precopy(order, control)
+
+
+def end_precopy(world: World, order: Order, control: Control) -> Facts:
+    """Give the copy of the running guest up, and leave nothing of it at the source."""
+    world.disks.end_precopy(order, control)
+    return {}
+
+
 def push(world: World, order: Order, control: Control) -> Facts:
     """Send the disks; the channel's copy slot is free afterwards, whatever happened."""
     try:

@@ -39,6 +39,7 @@ def seal(world: World, order: Order, control: Control) -> Facts:
             f"Server {order.server} is not defined on {order.host} and no saved definition is there; "
             f"a hard reboot makes it anew."
         )
+    world.disks.close_log(order, control)
     world.directories.seal(order.server, order.attempt)
     return {
         "forced": forced,

@@ -1,0 +1,169 @@
+"""The copies that are on their way from this host: begun while the guest runs, finished when it is off.
+
+What was begun and is not there any more when the guest is off, because the agent or the channel was lost, costs nothing
+but time: the target says what it holds, and what differs is sent.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from whimbrel.agent.directories import in_words
+from whimbrel.agent.disks import qcow2
+from whimbrel.agent.disks.channel import SshChannels
+from whimbrel.agent.disks.frames import LOG, Range
+from whimbrel.agent.disks.mapping import Clusters, Unreadable, read_bitmaps, refuse_unusual
+from whimbrel.agent.disks.precopy import PreCopy
+from whimbrel.agent.disks.send import Copy, Outgoing
+from whimbrel.domain.errors import CannotTell, StepError
+from whimbrel.domain.server import Disk, DiskRole
+from whimbrel.migration.messages import Facts, Order
+from whimbrel.migration.ports import Control
+
+CHOICE = "whimbrel:move"
+"""In a server's metadata: `cold` stops the guest before anything is copied."""
+
+
+class Log(Protocol):
+    """Notes what a running guest writes to its disks."""
+
+    def begin(self, server: str) -> None:
+        """Note from now on what the guest writes; StepError when it cannot be noted."""
+
+    def cut(self, server: str) -> dict[str, list[Range]]:
+        """Return by its file's name which parts of each disk were written since the last cut, and begin anew."""
+
+    def end(self, server: str) -> bool:
+        """Note no longer; return whether the guest's process is there, and so nothing is left in the disk files."""
+
+
+class Copies:
+    """One copy per server and attempt."""
+
+    def __init__(self, channels: SshChannels, log: Log | None) -> None:
+        self._channels = channels
+        self._log = log
+        self._under_way: dict[tuple[str, str], PreCopy] = {}
+        self._last_written: dict[tuple[str, str], dict[str, Clusters | None]] = {}
+
+    def begin(self, order: Order, control: Control) -> Facts:
+        """Copy the disks while the guest runs, in rounds; what is left is sent by `finish`.
+
+        The facts say `skipped`, and why, where the guest or its disks cannot be copied so.
+        """
+        reason = self._why_not_running(order)
+        if reason is None and self._log is not None:
+            self.give_up(order, control)
+            try:
+                self._log.begin(order.server)
+            except CannotTell:
+                raise
+            except StepError as error:
+                reason = str(error)
+        if reason is not None:
+            return {"skipped": reason}
+        self._channels.take_slot(order, control)
+        move = PreCopy(self._begin_copy(order, self._channels.files(order), control), _qcow2_disks(order))
+        self._under_way[order.server, order.attempt] = move
+        facts = move.run(lambda: self._cut(order), control)
+        self._channels.reserve_slot(order, control)
+        return facts
+
+    def close_log(self, order: Order, control: Control) -> None:
+        """Take what the guest wrote last from its files, now that it is off, and leave nothing of the log in them."""
+        written: dict[str, Clusters | None] = {}
+        home = self._channels.home(order)
+        for name in _qcow2_disks(order):
+            with in_words("look at", home / name):
+                bitmaps = _log_bitmaps(home / name)
+            if bitmaps:
+                written[name] = bitmaps[max(bitmaps, key=lambda bitmap: int(bitmap.removeprefix(LOG)))]
+            for bitmap in bitmaps:
+                qcow2.remove_bitmap(home, name, bitmap, control)
+        if (order.server, order.attempt) in self._under_way and written:
+            self._last_written[order.server, order.attempt] = written
+
+    def give_up(self, order: Order, control: Control) -> None:
+        """Give a copy of a running guest up, and leave nothing of it here; one that is not under way is accepted."""
+        self._last_written.pop((order.server, order.attempt), None)
+        move = self._under_way.pop((order.server, order.attempt), None)
+        if move is not None:
+            move.close()
+        if self._log is not None and not self._log.end(order.server):
+            self.close_log(order, control)
+
+    def finish(self, order: Order, paths: list[Path], control: Control) -> Facts:
+        """Send what the target does not hold, until it has read all of it back from its disk."""
+        move = self._under_way.pop((order.server, order.attempt), None)
+        written = self._last_written.pop((order.server, order.attempt), {})
+        session = self._channels.session(order, control)
+        with in_words("read", paths[0].parent):
+            known = {name: found for name, found in written.items() if found is not None}
+            if move is not None and move.copy.session is session and set(known) == set(_qcow2_disks(order)):
+                copy, parts = move.copy, move.left(known)
+            else:  # the log or the channel was lost: what the target holds is compared with all that is here
+                if move is not None:
+                    move.close()
+                copy = self._begin_copy(order, paths, control)
+                parts = {file: file.everything() for file in copy.files}
+            try:
+                before = copy.sent
+                copy.send(parts, control)
+                mended = copy.settle(control)
+                held = sum(file.allocated for file in copy.files)
+                facts = {"bytes": copy.sent - before, "mended": mended, "allocated": held}
+                return {**facts, "disks": copy.finish(control)}
+            finally:
+                copy.close()
+
+    def _begin_copy(self, order: Order, paths: list[Path], control: Control) -> Copy:
+        copy = Copy([Outgoing(path) for path in paths], self._channels.session(order, control))
+        try:
+            copy.begin(control)
+        except BaseException:
+            copy.close()
+            raise
+        return copy
+
+    def _cut(self, order: Order) -> dict[str, list[Range]]:
+        assert self._log is not None
+        return self._log.cut(order.server)
+
+    def _why_not_running(self, order: Order) -> str | None:
+        """Say why the disks are to be copied after the stop; None when they can be copied while the guest runs."""
+        if not order.work.was_running:
+            return "The guest is off."
+        if order.work.old.metadata.get(CHOICE) == "cold":
+            return f"The server's metadata say {CHOICE}=cold."
+        if order.results.get("open_channel", {}).get("shared"):
+            return "The storage is shared, so nothing is copied."
+        if self._log is None:
+            return "This host keeps no log of what guests write."
+        home = self._channels.home(order)
+        for disk in order.work.old.disks:
+            if not is_carried(disk):
+                continue
+            if disk.format != "qcow2":
+                return f"{disk.name} is {disk.format}; only qcow2 disks can note what is written to them."
+            try:
+                refuse_unusual(home / disk.name)
+            except Unreadable as error:
+                return f"{disk.name} cannot be copied while its guest runs: {error}."
+        return None
+
+
+def is_carried(disk: Disk) -> bool:
+    """Return whether a move carries the disk; swap is made anew at the target."""
+    return disk.role is not DiskRole.SWAP
+
+
+def _log_bitmaps(path: Path) -> dict[str, Clusters | None]:
+    try:
+        return {name: found for name, found in read_bitmaps(path).items() if name.startswith(LOG)}
+    except Unreadable:  # then no log was begun either
+        return {}
+
+
+def _qcow2_disks(order: Order) -> list[str]:
+    return [disk.name for disk in order.work.old.disks if is_carried(disk) and disk.format == "qcow2"]
