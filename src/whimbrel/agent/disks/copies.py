@@ -6,6 +6,7 @@ but time: the target says what it holds, and what differs is sent.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +24,9 @@ from whimbrel.migration.ports import Control
 
 CHOICE = "whimbrel:move"
 """In a server's metadata: `cold` stops the guest before anything is copied."""
+
+
+_OURS = re.compile(re.escape(LOG) + "[0-9]+")
 
 
 class Log(Protocol):
@@ -75,6 +79,8 @@ class Copies:
         written: dict[str, Clusters | None] = {}
         home = self._channels.home(order)
         for name in _qcow2_disks(order):
+            if not (home / name).exists():
+                continue
             with in_words("look at", home / name):
                 bitmaps = _log_bitmaps(home / name)
             if bitmaps:
@@ -86,10 +92,9 @@ class Copies:
 
     def give_up(self, order: Order, control: Control) -> None:
         """Give a copy of a running guest up, and leave nothing of it here; one that is not under way is accepted."""
-        self._last_written.pop((order.server, order.attempt), None)
-        move = self._under_way.pop((order.server, order.attempt), None)
-        if move is not None:
-            move.close()
+        for key in [key for key in self._under_way if key[0] == order.server]:  # an earlier attempt may be left
+            self._last_written.pop(key, None)
+            self._under_way.pop(key).close()
         if self._log is not None and not self._log.end(order.server):
             self.close_log(order, control)
 
@@ -160,7 +165,7 @@ def is_carried(disk: Disk) -> bool:
 
 def _log_bitmaps(path: Path) -> dict[str, Clusters | None]:
     try:
-        return {name: found for name, found in read_bitmaps(path).items() if name.startswith(LOG)}
+        return {name: found for name, found in read_bitmaps(path).items() if _OURS.fullmatch(name)}
     except Unreadable:  # then no log was begun either
         return {}
 

@@ -4,8 +4,8 @@ The file is copied cluster by cluster as it stands, in rounds. For each cluster 
 interval it was written last (the intervals are those of the guest's change log), and for each cluster of the file after
 which interval it was sent. When the guest is off, the file's tables are exact, and a cluster that they name needs to be
 sent if it never was, or was sent before its last write. Every other cluster that holds data belongs to qcow2 itself and
-is looked at always; there are few. What QEMU has not yet written back of its tables while the guest runs can therefore
-make a round less useful, and never the copy wrong.
+is looked at always, as is what became a hole; there are few. What QEMU has not yet written back of its tables while the
+guest runs can therefore make a round less useful, and never the copy wrong.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ class Rounds:
         data[holders] = True
         held = _clusters_of(survey(self.file.descriptor))
         own = held[~data[held]]
-        return self._parts(np.union1d(stale, own))
+        gone = np.setdiff1d(np.flatnonzero(self._sent != _NEVER), held, assume_unique=True)
+        return self._parts(np.concatenate([stale, own, gone]))
 
     def _end_interval(self, written: Clusters) -> None:
         self._interval += 1

@@ -29,7 +29,10 @@ class ChangeLog:
         self._hypervisor = hypervisor
 
     def begin(self, server: str) -> None:
-        """Note from now on what the guest writes; StepError when its hypervisor or its disks cannot."""
+        """Note from now on what the guest writes; StepError when its hypervisor or its disks cannot.
+
+        A first cut is tried, so that a host that could not be asked later is known before anything is copied.
+        """
         _nbd()
         self.end(server)
 
@@ -38,6 +41,11 @@ class ChangeLog:
             domain.checkpointCreateXML(_checkpoint(1, _disks(domain)), 0)
 
         self._hypervisor.call(f"note the writes of server {server}", start)
+        try:
+            self.cut(server)
+        except StepError:
+            self.end(server)
+            raise
 
     def cut(self, server: str) -> dict[str, list[Range]]:
         """Return by its file's name which parts of each disk were written since the last cut, and begin anew."""

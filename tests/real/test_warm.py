@@ -1,0 +1,85 @@
+"""Warm moves of real guests: the disks cross while the guest runs, and nothing of it stays on the source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cloud import Cloud, Server, wait_for
+from whimbrel.agent.disks.mapping import read_bitmaps
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture
+def cloud(lab_guests: Cloud) -> Cloud:
+    """An empty cloud of two hosts."""
+    return lab_guests
+
+
+def traces(cloud: Cloud, server: Server, host: str = "h1") -> list[str]:
+    """Return whatever a copy of a running guest may have left on a host: checkpoints, bitmaps, sockets, scratch."""
+    one = cloud.lab.host(host)
+    found = one.exec(["virsh", "checkpoint-list", "--name", server.id], check=False).stdout.split()
+    found += [name for disk in cloud.instances(host).glob(f"{server.id}*/disk-0") for name in read_bitmaps(disk)]
+    run = Path("/run/whimbrel")
+    return found + one.exec(["find", str(run), "-name", f"{server.id}*"], check=False).stdout.split()
+
+
+def test_what_crosses_after_the_stop_does_not_depend_on_the_size_of_the_disk(cloud: Cloud) -> None:
+    server = cloud.create("fill_mib=60")
+    server.migrate()
+    server.wait("VERIFY_RESIZE")
+    server.assert_nothing_lost("h2")
+    rounds = server.fact("precopy", "rounds")
+    assert len(rounds) >= 2 and rounds[0]["bytes"] > 60 << 20
+    assert server.fact("copy_disks", "bytes") < 8 << 20
+    assert traces(cloud, server) == [] == traces(cloud, server, "h2")
+    server.revert()
+    server.wait_to_write("h1", boots=2)
+    server.assert_nothing_lost("h1")
+    assert traces(cloud, server) == []
+    cloud.assert_tidy({server: "h1"})
+
+
+def test_a_cancel_while_the_disks_cross_leaves_the_guest_as_it_was(cloud: Cloud) -> None:
+    server = cloud.create("fill_mib=12")
+    cloud.lab.limit("h2", "16mbit")
+    server.migrate()
+    server.at_step("precopy", "doing")
+    cloud.delete(f"/servers/{server.id}/migrations/{server.migration()['id']}")
+    server.wait("ACTIVE")
+    assert len(server.boots("h1")) == 1, "it was never stopped"
+    assert traces(cloud, server) == []
+    cloud.assert_tidy({server: "h1"})
+
+
+def test_a_move_whose_agent_is_killed_while_the_disks_cross_is_taken_up_again(cloud: Cloud) -> None:
+    server = cloud.create("fill_mib=24")
+    cloud.lab.limit("h2", "64mbit")
+    server.migrate()
+    server.at_step("precopy", "doing")
+    incoming = cloud.instances("h2") / f"{server.id}.incoming-{server.migration()['id']}-1" / "disk-0"
+    wait_for("half of it to be there", lambda: incoming.stat().st_blocks * 512 > 12 << 20)
+    cloud.lab.kill("agent", "h1")
+    cloud.lab.start("agent", "h1")
+    server.wait("VERIFY_RESIZE")
+    server.assert_nothing_lost("h2")
+    assert server.fact("precopy", "bytes") < 20 << 20, "what had arrived was not sent again"
+    assert traces(cloud, server) == []
+    server.confirm()
+    cloud.assert_tidy({server: "h2"})
+
+
+def test_a_server_that_wants_to_be_moved_cold_is_stopped_first_and_the_row_says_so(cloud: Cloud) -> None:
+    server = cloud.create("fill_mib=12")
+    cloud.post(f"/servers/{server.id}/metadata", {"metadata": {"whimbrel:move": "cold"}})
+    server.migrate()
+    server.wait("VERIFY_RESIZE")
+    row = server.steps()["precopy"]
+    assert (row["mark"], row["reason"]) == ("skipped", "The server's metadata say whimbrel:move=cold.")
+    assert server.fact("copy_disks", "bytes") > 12 << 20
+    server.assert_nothing_lost("h2")
+    server.confirm()
+    cloud.assert_tidy({server: "h2"})
