@@ -61,7 +61,7 @@ def test_a_move_whose_agent_is_killed_while_the_disks_cross_is_taken_up_again(cl
     server.migrate()
     server.at_step("precopy", "doing")
     incoming = cloud.instances("h2") / f"{server.id}.incoming-{server.migration()['id']}-1" / "disk-0"
-    wait_for("half of it to be there", lambda: incoming.stat().st_blocks * 512 > 12 << 20)
+    wait_for("half of it to be there", lambda: incoming.exists() and incoming.stat().st_blocks * 512 > 12 << 20)
     cloud.lab.kill("agent", "h1")
     cloud.lab.start("agent", "h1")
     server.wait("VERIFY_RESIZE")
