@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whimbrel.agent.disks.extents import blocks, open_disk, survey, whole_granules, write_zeros
-from whimbrel.agent.disks.frames import GRANULE
+from whimbrel.agent.disks.frames import GRANULE, Range
 from whimbrel.agent.disks.incoming import Incoming
-from whimbrel.agent.disks.table import NOTHING, Table, digest_of
+from whimbrel.agent.disks.table import NOTHING, Table, digest_of, granules
 from whimbrel.domain.errors import StepError
 
 MIB = 1 << 20
@@ -46,15 +46,16 @@ def test_a_disk_without_data_and_an_empty_file_have_no_parts(tmp_path: Path) -> 
             os.close(descriptor)
 
 
-@given(st.sets(st.integers(0, 400_000), max_size=30), st.integers(400_001, 600_000))
-def test_whole_granules_hold_every_byte_once_and_nothing_beyond_the_end(places: set[int], size: int) -> None:
-    parts = whole_granules([(place, 1) for place in sorted(places)], size)
-    assert {place // GRANULE for place in places} == {
-        number // GRANULE for start, length in parts for number in range(start, start + length, GRANULE)
-    }
-    assert all(start % GRANULE == 0 and (sum((start, length)) % GRANULE == 0 or start + length == size)
-               for start, length in parts)  # fmt: skip
-    assert all(one[0] + one[1] < other[0] for one, other in itertools.pairwise(parts))
+@given(
+    st.lists(st.tuples(st.integers(0, 400_000), st.integers(1, 200_000)), max_size=20), st.integers(400_001, 600_000)
+)
+def test_whole_granules_hold_every_byte_once_and_nothing_beyond_the_end(given: list[Range], size: int) -> None:
+    """Also of parts that overlap, or lie within others."""
+    parts = whole_granules(sorted(given), size)
+    touched = {number for start, length in given for number in granules(start, min(length, size - start))}
+    assert touched == {number for part in parts for number in granules(*part)}
+    assert all(start % GRANULE == 0 and (length % GRANULE == 0 or start + length == size) for start, length in parts)
+    assert all(sum(one) < other[0] for one, other in itertools.pairwise(parts))
     assert sum(length for _, length in blocks(parts)) == sum(length for _, length in parts)
 
 

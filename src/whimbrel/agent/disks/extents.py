@@ -50,12 +50,13 @@ def allocated(path: Path) -> int:
 
 
 def whole_granules(parts: Iterable[Range], size: int) -> list[Range]:
-    """Widen parts, which are in order, to whole granules of a file, and join those that meet."""
+    """Widen parts, which are in the order of their beginnings, to whole granules of a file; join those that meet."""
     widened: list[Range] = []
     for offset, length in parts:
         start, end = offset // GRANULE * GRANULE, min(size, -(-(offset + length) // GRANULE) * GRANULE)
         if widened and start <= sum(widened[-1]):
-            start = widened.pop()[0]
+            before = widened.pop()
+            start, end = before[0], max(end, sum(before))
         if start < end:
             widened.append((start, end - start))
     return widened

@@ -34,11 +34,15 @@ MENDS = 3
 
 
 class Outgoing:
-    """One file on its way, and what the target is known to hold of it."""
+    """One file on its way: what was read of it here, and what the target is known to hold.
+
+    A part that nobody looked at counts as zeros, so the digests agree only if all that holds data was looked at.
+    """
 
     def __init__(self, path: Path) -> None:
         self.name = path.name
         self.descriptor = open_disk(path)
+        self.read = Table(0)
         self.held = Table(0)
 
     @property
@@ -183,16 +187,17 @@ class Copy:
         for _ in range(MENDS):
             self.session.tell({"check": True}, control)
             found = self.session.hear("checked", control)["checked"]
-            wrong = [file for file in self.files if found.get(file.name) != file.held.digest()]
+            wrong = [file for file in self.files if found.get(file.name) != file.read.digest()]
             if not wrong:
                 return mended
             for file in wrong:
-                known, file.held = file.held, Table(0)
                 self._learn(file, control)
                 differs = [
-                    (number * GRANULE, GRANULE) for number in range(len(known)) if known[number] != file.held[number]
+                    (number * GRANULE, GRANULE)
+                    for number in range(len(file.read))
+                    if file.read[number] != file.held[number]
                 ]
-                mended += self.send({file: whole_granules(differs, known.size)}, control)
+                mended += self.send({file: whole_granules(differs, file.read.size)}, control)
         names = ", ".join(file.name for file in wrong)
         raise StepError(f"{names} came back otherwise from the target's disk {MENDS} times; look at that disk.")
 
@@ -200,7 +205,7 @@ class Copy:
         """End the copy; return size and digest of each file, as the target has read them back."""
         self.session.tell({"end": True}, control)
         received = self.session.hear("received", control)["received"]
-        disks = {file.name: {"size": file.held.size, "digest": file.held.digest()} for file in self.files}
+        disks = {file.name: {"size": file.read.size, "digest": file.read.digest()} for file in self.files}
         if received != {name: disk["size"] for name, disk in disks.items()}:
             raise StepError(f"The target holds {received} after the copy, which is not what was sent.")
         return disks
@@ -214,7 +219,7 @@ class Copy:
             told += bytes.fromhex(answer["digests"])
             if not answer["more"]:
                 break
-        file.held.resize(len(told) // WIDTH * GRANULE)
+        file.held = Table(len(told) // WIDTH * GRANULE)
         file.held.load(0, bytes(told))
         self._name(file, control)
 
@@ -222,6 +227,7 @@ class Copy:
         """Say which file comes now, and how large it is by now."""
         size, before = file.size, file.held.size
         file.held.resize(size)
+        file.read.resize(size)
         if size != before and min(size, before) % GRANULE:
             file.held[min(size, before) // GRANULE] = UNKNOWN
         self.session.tell({"file": file.name, "size": size}, control)
@@ -229,6 +235,8 @@ class Copy:
     def _send_block(self, block: Block, control: Control) -> None:
         """Send the runs of granules that the target does not hold."""
         held, first = block.file.held, block.offset // GRANULE
+        for place, digest in enumerate(block.digests):
+            block.file.read[first + place] = digest
 
         def fate(place: int) -> str:
             digest = block.digests[place]
