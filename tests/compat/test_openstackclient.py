@@ -41,9 +41,9 @@ def test_the_installed_program_moves_a_server_and_tells_of_it(clients: Clients, 
     assert list(asked) == ["confirmResize", "migrate", "create"]
     told = json.loads(typed(f"server event show {server.id} {asked['migrate']} -f json"))
     assert [event["event"] for event in told["events"]] == [
-        "cold_migrate", "conductor_claim", "compute_prepare", "compute_open_channel", "compute_stop_guest",
-        "compute_copy_disks", "compute_verify_disks", "compute_define_guest", "conductor_hand_over",
-        "compute_start_guest",
+        "cold_migrate", "conductor_claim", "compute_prepare", "compute_open_channel", "compute_precopy",
+        "compute_stop_guest", "compute_copy_disks", "compute_verify_disks", "compute_define_guest",
+        "conductor_hand_over", "compute_start_guest",
     ]  # fmt: skip
     assert {event["result"] for event in told["events"]} == {"Success"}
     assert [event["host"] for event in told["events"] if event["event"] == "compute_stop_guest"] == [before]

@@ -25,7 +25,7 @@ from whimbrel.domain.migration import Answer, Verb
 from whimbrel.domain.server import Disk, DiskRole, Guest, Image, Nic, PowerAction, PowerState
 from whimbrel.migration.messages import Facts, Order, Place, Work
 from whimbrel.migration.ports import World
-from whimbrel.migration.protocols import HostStep, protocol
+from whimbrel.migration.protocols import PROTOCOLS, HostStep
 from whimbrel.ops import clock, ids
 from whimbrel.ops.settings import Agent
 
@@ -128,7 +128,7 @@ class Story:
             "segment": 0,
             "attempt": self.attempt,
             "protocol": table,
-            "version": 1,
+            "version": PROTOCOLS[table].version,
             "step": step,
             "verb": Verb.DO,
             "epoch": self.epoch,
@@ -142,7 +142,7 @@ class Story:
     def do(self, host: str, table: str, step: str, control: Any = None, **changes: Any) -> Facts:
         """Do or undo a row as the agent would, and keep what it found."""
         order = self.order(host, table, step, **changes)
-        row = protocol(table, 1).step(step)
+        row = PROTOCOLS[table].step(step)
         assert isinstance(row, HostStep)
         action = row.do if order.verb is Verb.DO else row.undo
         assert action is not None
@@ -152,7 +152,7 @@ class Story:
         return facts
 
     def probe(self, host: str, table: str, step: str) -> Answer:
-        row = protocol(table, 1).step(step)
+        row = PROTOCOLS[table].step(step)
         assert isinstance(row, HostStep)
         return row.probe(self.hosts.world(host), self.order(host, table, step), self.hosts.control(host, 60))[0]
 

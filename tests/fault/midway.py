@@ -18,7 +18,8 @@ ENOUGH = 2 << 20
 
 @contextmanager
 def mid_copy(cloud: Cloud, server: Server) -> Iterator[None]:
-    """Move a server with ballast from h1 to h2 over a slow link, and give the word while the bytes flow."""
+    """Move a server with ballast cold from h1 to h2 over a slow link, and give the word while the bytes flow."""
+    server.stop_first()
     cloud.lab.limit("h2", SLOW)
     server.migrate("h2")
     wait_for("bytes at the target", lambda: arrived(cloud, server) > ENOUGH)

@@ -74,7 +74,7 @@ def test_a_move_whose_agent_is_killed_while_the_disks_cross_is_taken_up_again(cl
 
 def test_a_server_that_wants_to_be_moved_cold_is_stopped_first_and_the_row_says_so(cloud: Cloud) -> None:
     server = cloud.create("fill_mib=12")
-    cloud.post(f"/servers/{server.id}/metadata", {"metadata": {"whimbrel:move": "cold"}})
+    server.stop_first()
     server.migrate()
     server.wait("VERIFY_RESIZE")
     row = server.steps()["precopy"]
