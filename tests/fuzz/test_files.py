@@ -19,14 +19,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.stub_cloud import Stub, serving
+from tests.unit.test_images import qcow2
 from whimbrel.agent.directories import MANIFEST, read_manifest
+from whimbrel.agent.disks.checks import refuse_disk, refuse_image
 from whimbrel.agent.disks.configdrive import meta_data, network_data
 from whimbrel.agent.disks.frames import BLOCK, DATA, HEADER, MESSAGE, MESSAGE_LIMIT
-from whimbrel.agent.disks.qcow2 import refuse_references
 from whimbrel.agent.disks.receive import Inlet, Receiver
 from whimbrel.agent.guests import xml
 from whimbrel.cli import bootstrap, login
 from whimbrel.cli.main import cli
+from whimbrel.domain import qcow2 as domain_qcow2
 from whimbrel.domain.errors import Invalid, SettingsError, StepError
 from whimbrel.domain.server import Disk, DiskRole, Guest, Image, Nic
 from whimbrel.identity import policy
@@ -278,36 +280,49 @@ def converse(root: Path, sent: bytes) -> list[dict[str, Any]]:
     return answers
 
 
-QCOW2 = struct.Struct(">4sIQIIQI")
+WHOLE = qcow2()
 
 
 @given(
-    parts=st.tuples(
-        st.sampled_from((b"QFI\xfb", b"QFI\x00")), st.sampled_from((0, 1, 2, 3, 4, 2**32 - 1)), st.sampled_from((0, 8,
-        2**63)),
-        st.sampled_from((0, 1, 1023)), st.integers(0, 70), st.sampled_from((0, 1, 2**30, 2**63, 2**64 - 1)),
-        st.integers(0, 3),
+    changes=st.lists(
+        st.tuples(st.integers(0, 120), st.sampled_from((1, 4, 8)), st.integers(0, 2**64 - 1) | st.sampled_from(
+            (0, 1, 2, 4, 9, 21, 104, 1023, 1 << 16, 2**31, 2**32 - 1, 2**63, 2**64 - 1))),
+        max_size=4,
     ),
-    features=st.sampled_from((0, 1, 2, 4, 8, 16, 32, 2**63)) | st.integers(0, 2**64 - 1),
-    cut=st.integers(0, 104),
+    pointers=st.lists(st.tuples(st.sampled_from((1 << 16, 3 << 16)), st.integers(0, 2**64 - 1)), max_size=2),
+    cut=st.integers(0, len(WHOLE)) | st.just(0),
 )  # fmt: skip
-def test_a_qcow2_header_is_refused_or_names_no_other_file(
-    folder: Path, parts: tuple[Any, ...], features: int, cut: int
+def test_a_changed_qcow2_is_refused_or_read_within_bounds(
+    folder: Path, changes: list[tuple[int, int, int]], pointers: list[tuple[int, int]], cut: int
 ) -> None:
-    header = (QCOW2.pack(*parts).ljust(72, b"\0") + struct.pack(">Q", features)).ljust(104, b"\0")[: 104 - cut]
-    harmless = not parts[2] and not (parts[1] >= 3 and features & 4)
+    content = bytearray(WHOLE)
+    for at, width, value in changes:
+        content[at : at + width] = (value % (1 << 8 * width)).to_bytes(width)
+    for at, value in pointers:
+        content[at : at + 8] = value.to_bytes(8)
+    whole = bytes(content[: len(content) - cut])
+    asked = 0
+
+    def read(offset: int, length: int) -> bytes:
+        nonlocal asked
+        assert 0 <= offset < len(whole) or offset == 0
+        asked += length
+        return whole[offset : offset + length]
+
     try:
-        size = image_files.virtual_size("qcow2", header, len(header))
-    except Invalid:
-        pass
+        size = image_files.virtual_size("qcow2", read, len(whole))
+    except Invalid as error:
+        assert str(error).startswith("The image ") and ";" in str(error)
     else:
-        assert harmless and not parts[6] and 0 < size <= image_files.MAX_VIRTUAL_BYTES
-    image = Image("i", "0" * 64, "qcow2", len(header), 1)
-    try:
-        refuse_references(write(folder / "base", header), image)
-    except StepError:
-        return
-    assert harmless
+        version, backing, feature = struct.unpack_from(">IQ", whole, 4) + struct.unpack_from(">Q", whole, 72)
+        assert not backing and not (version == 3 and feature & 4) and whole[32:36] == bytes(4)
+        assert 0 < size <= domain_qcow2.MAX_VIRTUAL_BYTES
+    assert asked <= domain_qcow2.MAX_READ_BYTES
+    path = write(folder / "disk-0", whole)
+    with suppress(StepError):
+        refuse_image(path, Image("i", "0" * 64, "qcow2", len(whole), 64))
+    with suppress(StepError):
+        refuse_disk(path, Disk(0, DiskRole.ROOT, "qcow2", 64), None)
 
 
 LINES = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=20) | st.sampled_from(

@@ -555,7 +555,7 @@ def test_a_disk_whose_header_names_a_file_of_the_target_is_refused(pair: Pair) -
     pair.source.names.seal(UUID, ATTEMPT)
     pushed = pair.source.disks.push(pair.order("copy_disks", {"open_channel": opened}, **work), patience())
     for said in (pushed, {**pushed, "disks": {}}):
-        with pytest.raises(StepError, match="disk-0 keeps its data in another file"):
+        with pytest.raises(StepError, match="disk-0 keeps its data in another file, an external"):
             pair.target.disks.verify(pair.order("verify_disks", {"copy_disks": said}, **work), patience())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def qcow2(version: int = 3, size: int = 64 * MIB, **changes: int) -> bytes:
     """Return a qcow2 header as the format's description lays it out, with single fields changed."""
     fields = {"backing_at": 0, "backing_length": 0, "cluster_bits": 16, "encryption": 0, "features": 0, **changes}
     first = struct.pack(
-        ">4sIQIIQI",
+        ">4sIQIIQIIQQIIQ",
         b"QFI\xfb",
         version,
         fields["backing_at"],
@@ -38,8 +38,20 @@ def qcow2(version: int = 3, size: int = 64 * MIB, **changes: int) -> bytes:
         fields["cluster_bits"],
         size,
         fields["encryption"],
+        1,
+        3 << 16,
+        1 << 16,
+        1,
+        0,
+        0,
     )
-    return first.ljust(72, b"\0") + struct.pack(">QQQII", fields["features"], 0, 0, 4, 104) + bytes(408)
+    head = first + struct.pack(">QQQII", fields["features"], 0, 0, 4, 104)
+    tables = struct.pack(">Q", 2 << 16).ljust(2 << 16, b"\0") + bytes(8)  # refcounts, their block, first level
+    return head.ljust(1 << 16, b"\0") + tables
+
+
+def reading(content: bytes) -> Callable[[int, int], bytes]:
+    return lambda offset, length: content[offset : offset + length]
 
 
 async def make(cloud: Cloud, who: str = "alice", **fields: Any) -> dict[str, Any]:
@@ -129,7 +141,7 @@ async def test_a_qcow2_is_what_it_says(cloud: Cloud) -> None:
     for header, reason in (
         (qcow2(backing_at=200, backing_length=11), "backing file"),
         (qcow2(version=2, backing_at=200), "backing file"),
-        (qcow2(features=4), "external file"),
+        (qcow2(features=4), "external data file"),
         (qcow2(features=1 << 17), "not known"),
         (qcow2(encryption=2), "encrypted"),
         (qcow2(version=4), "version 4"),
@@ -152,12 +164,12 @@ async def test_a_qcow2_is_what_it_says(cloud: Cloud) -> None:
 def test_real_images_are_read_as_qemu_reads_them(tmp_path: Path, options: list[str]) -> None:
     disk = tmp_path / "disk"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *options, disk, "48M"], check=True, timeout=30)
-    assert image_files.virtual_size("qcow2", disk.read_bytes()[:104], disk.stat().st_size) == 48 * MIB
+    assert image_files.virtual_size("qcow2", reading(disk.read_bytes()), disk.stat().st_size) == 48 * MIB
     top = tmp_path / "top"
     overlay = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(disk), "-F", "qcow2", str(top)]
     subprocess.run(overlay, check=True, timeout=30)
     with pytest.raises(Invalid, match="backing file"):
-        image_files.virtual_size("qcow2", top.read_bytes()[:104], top.stat().st_size)
+        image_files.virtual_size("qcow2", reading(top.read_bytes()), top.stat().st_size)
 
 
 @pytest.mark.anyio

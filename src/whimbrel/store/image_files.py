@@ -9,24 +9,15 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import struct
 from pathlib import Path
 
+from whimbrel.domain import qcow2
 from whimbrel.domain.errors import Invalid, TooLarge, Unavailable
+from whimbrel.domain.qcow2 import NotSafe, Read
 from whimbrel.ops import ids
 
 MAX_IMAGE_BYTES = 256 * 1024**3
-MAX_VIRTUAL_BYTES = 64 * 1024**4
 STALE_DRAFT_SECONDS = 24 * 3600.0
-HEADER_BYTES = 104
-
-_QCOW2 = struct.Struct(">4sIQIIQI")
-"""Magic, version, backing file's offset and name length, cluster bits, virtual size, encryption."""
-
-_FEATURES = struct.Struct(">Q")
-_FEATURES_AT = 72
-_DIRTY, _CORRUPT, _DATA_FILE, _COMPRESSION, _SUBCLUSTERS = (1 << bit for bit in range(5))
-_KNOWN = _DIRTY | _CORRUPT | _DATA_FILE | _COMPRESSION | _SUBCLUSTERS
 
 
 def content_path(folder: Path, sha256: str) -> Path:
@@ -34,42 +25,25 @@ def content_path(folder: Path, sha256: str) -> Path:
     return folder / sha256
 
 
-def virtual_size(disk_format: str, header: bytes, size_bytes: int) -> int:
+def virtual_size(disk_format: str, read: Read, size_bytes: int) -> int:
     """Return how large a disk the content is, in bytes; Invalid when it is not safely what it was declared to be."""
-    return _qcow2_size(header) if disk_format == "qcow2" else size_bytes
-
-
-def _qcow2_size(header: bytes) -> int:
-    if len(header) < _FEATURES_AT:
-        raise Invalid("The image was declared qcow2, but it is too short to be one.")
-    magic, version, backing_at, backing_length, cluster_bits, size, encryption = _QCOW2.unpack_from(header)
-    if magic != b"QFI\xfb":
-        raise Invalid("The image was declared qcow2, but it is not one; declare what it is, or convert it.")
-    if version not in (2, 3):
-        raise Invalid(f"The image is qcow2 of version {version}; only 2 and 3 are known. Convert it.")
-    if backing_at or backing_length:
-        raise Invalid("The image has a backing file; flatten it first (qemu-img convert).")
-    if encryption:
-        raise Invalid("The image is encrypted, which is not supported; decrypt it first.")
-    if version == 3:
-        _check_features(header)
-    if not 9 <= cluster_bits <= 21:
-        raise Invalid(f"The image's header is damaged: clusters of 2^{cluster_bits} bytes.")
-    if not 0 < size <= MAX_VIRTUAL_BYTES:
-        raise Invalid(f"The image's virtual size is {size} bytes; it must be above 0 and at most {MAX_VIRTUAL_BYTES}.")
-    return int(size)
-
-
-def _check_features(header: bytes) -> None:
-    if len(header) < HEADER_BYTES:
-        raise Invalid("The image was declared qcow2, but its header is cut off.")
-    (features,) = _FEATURES.unpack_from(header, _FEATURES_AT)
-    if features & _DATA_FILE:
-        raise Invalid("The image keeps its data in an external file; convert it to one file (qemu-img convert).")
-    if features & _CORRUPT:
-        raise Invalid("The image is marked as corrupt; repair it first (qemu-img check -r).")
-    if features & ~_KNOWN:
-        raise Invalid("The image uses qcow2 features that are not known here; convert it (qemu-img convert).")
+    if disk_format != "qcow2":
+        return size_bytes
+    try:
+        header = qcow2.read_header(read, size_bytes)
+        if header.backing is not None or header.backing_format is not None:
+            raise NotSafe(
+                f"has a backing file, {header.backing or header.backing_format!r}; flatten it first (qemu-img convert)"
+            )
+        if header.snapshots or header.bitmaps:
+            raise NotSafe(
+                "holds snapshots or dirty bitmaps, which no server could use; leave them out (qemu-img convert)"
+            )
+        qcow2.refuse_pointers(read, header, size_bytes)
+        qcow2.refuse_truncated(read, header, size_bytes)
+    except NotSafe as error:
+        raise Invalid(f"The image {error}.") from error
+    return header.virtual_bytes
 
 
 class Draft:
@@ -79,9 +53,8 @@ class Draft:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._path = folder / f"draft-{ids.new_hex()}"
-        self._file = self._path.open("xb", buffering=0)
+        self._file = self._path.open("x+b", buffering=0)
         self._sha256 = hashlib.sha256()
-        self.header = b""
         self.size_bytes = 0
 
     @property
@@ -94,7 +67,6 @@ class Draft:
         self.size_bytes += len(data)
         if self.size_bytes > MAX_IMAGE_BYTES:
             raise TooLarge(f"The image is larger than {MAX_IMAGE_BYTES} bytes, which is the most that is taken.")
-        self.header += data[: HEADER_BYTES - len(self.header)]
         self._sha256.update(data)
         view = memoryview(data)
         try:
@@ -104,6 +76,10 @@ class Draft:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise Unavailable(f"The image store {self._folder} is full; make room there.") from error
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return a piece of what was fed so far; less comes at its end."""
+        return os.pread(self._file.fileno(), length, offset)
 
     def sync(self) -> None:
         """Have every byte on the disk."""

@@ -13,9 +13,9 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from whimbrel.agent.directories import free_bytes, sync_directory
+from whimbrel.agent.disks.checks import refuse_image
 from whimbrel.agent.disks.fetch import Blocks, from_store
 from whimbrel.agent.disks.frames import SHA256
-from whimbrel.agent.disks.qcow2 import refuse_references
 from whimbrel.domain.errors import Cancelled, StepError, TimedOut
 from whimbrel.domain.server import Image
 from whimbrel.migration.ports import Control
@@ -40,6 +40,7 @@ class ImageCache:
             with self._alone(image, control):
                 if not kept.is_file():
                     self._fetch(image, kept, source, control)
+                refuse_image(kept, image)  # the same bytes may have come as another image, of another format
                 os.link(kept, path, follow_symlinks=False)
         except OSError as error:
             raise self._missing(image, [f"{error.strerror or error}"]) from error
@@ -77,7 +78,6 @@ class ImageCache:
                 except StepError as error:
                     reasons.append(str(error))
                     continue
-                refuse_references(part, image)
                 part.chmod(0o644)
                 part.rename(kept)
                 sync_directory(self._directory)

@@ -18,7 +18,7 @@ from whimbrel.agent.directories import (
     write_durably,
     write_manifest,
 )
-from whimbrel.agent.disks import qcow2
+from whimbrel.agent.disks import checks, qcow2
 from whimbrel.agent.disks.cache import ImageCache
 from whimbrel.agent.disks.channel import SshChannels
 from whimbrel.agent.disks.configdrive import make_config_drive
@@ -144,9 +144,11 @@ class HostDisks:
                     f"{name} of server {order.server} differs on {self._host} from what {_source_host(order)} sent "
                     f"(expected {_short(expected)}, found {_short(found)}); the source's copy is whole."
                 )
-        for path in [incoming / disk.name for disk in order.work.old.disks if disk.format == "qcow2"]:
-            if path.exists():  # whatever the source says that it sent
-                qcow2.refuse_data_file(path)
+        for disk in order.work.old.disks:
+            path = incoming / disk.name
+            if is_carried(disk) and path.exists():  # whatever the source says that it sent
+                with in_words("check", path):
+                    checks.refuse_disk(path, disk, _base_of(disk, order.work.image))
         return {"verified_bytes": sum(disk["size"] for disk in sent["disks"].values())}
 
     def resize(self, order: Order, control: Control) -> Facts:
@@ -236,6 +238,11 @@ def _make(incoming: Path, disk: Disk, image: Image | None, control: Control) -> 
         make(incoming, disk, image, control)
     else:
         qcow2.make_empty(incoming, disk, control)
+
+
+def _base_of(disk: Disk, image: Image | None) -> tuple[str, str] | None:
+    """Return name and format of the one file that a disk may stand on."""
+    return (qcow2.BASE, image.format) if disk.base and image else None
 
 
 def _refuse_loss(work: Work) -> None:

@@ -151,7 +151,9 @@ async def upload(call: Call) -> Reply:
             await to_thread.run_sync(draft.feed, data)
         if draft.size_bytes == 0:
             raise Invalid("The upload was empty; send the image's data.")
-        virtual_bytes = image_files.virtual_size(row.disk_format, draft.header, draft.size_bytes)
+        virtual_bytes = await to_thread.run_sync(
+            image_files.virtual_size, row.disk_format, draft.read, draft.size_bytes
+        )
         await to_thread.run_sync(draft.sync)
         content = {"sha256": draft.sha256, "size_bytes": draft.size_bytes, "virtual_size_bytes": virtual_bytes}
         await call.services.store.write(store.activate, row.id, content, draft.publish)
