@@ -25,7 +25,6 @@ from whimbrel.migration.ports import Control
 CHOICE = "whimbrel:move"
 """In a server's metadata: `cold` stops the guest before anything is copied."""
 
-
 _OURS = re.compile(re.escape(LOG) + "[0-9]+")
 
 
@@ -105,12 +104,13 @@ class Copies:
         session = self._channels.session(order, control)
         with in_words("read", paths[0].parent):
             known = {name: found for name, found in written.items() if found is not None}
-            if move is not None and move.copy.session is session and set(known) == set(_qcow2_disks(order)):
-                copy, parts = move.copy, move.left(known)
-            else:  # the log or the channel was lost: what the target holds is compared with all that is here
-                if move is not None:
-                    move.close()
-                copy = self._begin_copy(order, paths, control)
+            if move is not None and move.copy.session is not session:  # the channel was lost
+                move.close()
+                move = None
+            copy = move.copy if move is not None else self._begin_copy(order, paths, control)
+            if move is not None and set(known) == set(_qcow2_disks(order)):
+                parts = move.left(known)
+            else:  # the log was lost: what the target holds is compared with all that is here
                 parts = {file: file.everything() for file in copy.files}
             try:
                 before = copy.sent
