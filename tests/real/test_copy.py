@@ -25,7 +25,8 @@ from whimbrel.agent.control import StepControl
 from whimbrel.agent.directories import HostDirectories, write_manifest
 from whimbrel.agent.disks.channel import SshChannels
 from whimbrel.agent.disks.extents import allocated, write_zeros
-from whimbrel.agent.disks.frames import GRANULE
+from whimbrel.agent.disks.frames import GRANULE, Range
+from whimbrel.agent.disks.mapping import read_bitmaps
 from whimbrel.agent.disks.store import HostDisks
 from whimbrel.domain.errors import Cancelled, StepError, TimedOut
 from whimbrel.domain.migration import Verb
@@ -86,6 +87,7 @@ class Pair:
             f" UserKnownHostsFile {self.known_hosts}\n GlobalKnownHostsFile none\n"
         )
         self.source = Side("h1", directory / "h1", self.ssh_config)
+        self.settings = Agent("h1", "127.0.0.1", str(directory / "h1"), ssh_config=str(self.ssh_config))
         self.target = Side("h2", directory / "h2", self.ssh_config)
         self.authorize(f"{sys.executable} -I -m whimbrel.agent.disks.receive --config {directory}/agent.toml")
         (directory / "agent.toml").write_text(f'[agent]\nhost = "h2"\ninstances_dir = "{directory}/h2"\n')
@@ -591,3 +593,70 @@ def test_a_disk_that_would_shrink_is_refused_before_anything_is_made(pair: Pair)
     with pytest.raises(StepError, match="cannot shrink"):
         pair.target.disks.prepare(pair.order("prepare", guest=smaller), patience())
     assert not list((pair.directory / "h2").iterdir())
+
+
+class ScriptedLog:
+    """A guest that writes whenever its log is cut, and whose disk keeps a bitmap from the last cut on."""
+
+    def __init__(self, disk: Path) -> None:
+        self.disk = disk
+        self.cuts = 0
+
+    def write(self, place: int, length: int = MIB) -> None:
+        command = ["qemu-io", "-f", "qcow2", "-c", f"write -P {self.cuts + 1} {place} {length}", self.disk]
+        subprocess.run(command, check=True, capture_output=True)
+
+    def bitmap(self, verb: str) -> None:
+        command = ["qemu-img", "bitmap", verb, "-f", "qcow2", self.disk, f"whimbrel-{self.cuts}"]
+        subprocess.run(command, check=True, capture_output=True)
+
+    def begin(self, server: str) -> None:
+        self.bitmap("--add")
+
+    def cut(self, server: str) -> dict[str, list[Range]]:
+        self.write(self.cuts * 3 * MIB)
+        found = read_bitmaps(self.disk)[f"whimbrel-{self.cuts}"]
+        assert found is not None
+        self.bitmap("--remove")
+        self.cuts += 1
+        self.bitmap("--add")
+        self.write(40 * MIB + self.cuts * MIB)
+        return {"disk-0": [(int(number) * GRANULE, GRANULE) for number in found]}
+
+    def end(self, server: str) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("lost", ["nothing", "log", "channel", "agent"])
+def test_a_disk_that_is_written_to_meanwhile_arrives_as_it_is_in_the_end(pair: Pair, lost: str) -> None:
+    disk = Disk(0, DiskRole.ROOT, "qcow2", 96)
+    guest = replace(GUEST, disks=(disk,))
+    work = {"guest": guest, "old": guest}
+    live = pair.source.names.live(UUID)
+    live.mkdir()
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", live / "disk-0", "96M"], check=True)
+    (live / "config.iso").write_bytes(os.urandom(70_001))
+    write_manifest(live, {"server": UUID, "attempt": "1-1"})
+    log = ScriptedLog(live / "disk-0")
+    log.write(8 * MIB, 24 * MIB)
+    source = HostDisks(pair.settings, pair.source.channels, log=log)
+    pair.target.disks.prepare(pair.order("prepare", **work), patience())
+    opened = pair.source.channels.open(pair.order("open_channel", **work), patience())
+    before = {"open_channel": opened}
+    facts = source.precopy(pair.order("precopy", before, **work), patience())
+    assert len(facts["rounds"]) >= 2 and facts["bytes"] > 24 * MIB
+    log.write(70 * MIB)
+    if lost == "log":
+        log.bitmap("--remove")
+    source.close_log(pair.order("stop_guest", before, **work), patience())
+    assert read_bitmaps(live / "disk-0") == {}
+    pair.source.names.seal(UUID, ATTEMPT)
+    if lost == "channel":
+        os.kill(receiver(pair), signal.SIGKILL)
+    if lost == "agent":
+        source = HostDisks(pair.settings, pair.source.channels, log=log)
+        pair.source.channels.close(pair.order("copy_disks", **work))
+    pushed = source.push(pair.order("copy_disks", before, **work), patience())
+    pair.target.disks.verify(pair.order("verify_disks", {"copy_disks": pushed}, **work), patience())
+    assert filecmp.cmp(pair.received("disk-0"), pair.source.names.sealed(UUID, ATTEMPT) / "disk-0", shallow=False)
+    assert pushed["bytes"] < 8 * MIB, "most of it was there"
