@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -33,11 +34,21 @@ PERSONAS = {
 """User to project and roles."""
 
 
+PORTS = range(20_000, 32_000, 4)
+"""Below those that the kernel gives to outgoing connections, one of which might take a port before its server does."""
+
+
 def free_port() -> int:
-    """Return a port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that was free a moment ago, as were the two after it, which a broker takes as well."""
+    for _ in range(100):
+        first = secrets.choice(PORTS)
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(first, first + 3):
+                probe = stack.enter_context(socket.socket())
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("127.0.0.1", port))
+            return first
+    raise RuntimeError("This machine has no free ports.")
 
 
 CONTROLLER = {"controller": 1}
