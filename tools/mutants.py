@@ -343,8 +343,8 @@ def results() -> dict[str, int]:
     return {row["key"]: row["code"] for row in rows}
 
 
-def report(wanted: list[Mutant]) -> str:
-    """Write down the score, and each survivor with the reason why it may."""
+def report(wanted: list[Mutant], total: int) -> str:
+    """Write down the score of those that were wanted, out of `total`, and each survivor with the reason why it may."""
     found = results()
     tried = [mutant for mutant in wanted if mutant.key in found]
     survivors = [mutant for mutant in tried if found[mutant.key] == 0]
@@ -360,7 +360,7 @@ def report(wanted: list[Mutant]) -> str:
         f"Written by `make mutants` at commit {commit.stdout.strip()}. Tests until the first that notices:",
         f"{', '.join(f'`{name}`' for name in TESTS)}.",
         "",
-        f"{len(tried)} of {len(wanted)} mutants tried, chosen by their hash: {killed} noticed, "
+        f"{len(tried)} of {total} mutants tried, evenly chosen: {killed} noticed, "
         f"{len(survivors)} survived ({len(explained)} of them explained): "
         f"score {100 * killed / max(1, len(tried)):.1f} %, "
         f"{100 * killed / max(1, len(tried) - len(explained)):.1f} % without those that are explained.",
@@ -399,7 +399,8 @@ def main() -> int:
     os.chdir(ROOT)
     sys.path[:0] = [str(SOURCE), str(ROOT)]
     KEPT.parent.mkdir(exist_ok=True)
-    wanted = [mutant for module in TARGETS if given.only in module for mutant in mutants(module)][:: given.sample]
+    every = [mutant for module in TARGETS if given.only in module for mutant in mutants(module)]
+    wanted = every[:: given.sample]
     if given.list:
         for mutant in wanted:
             print(f"{mutant.key} {mutant.module}:{mutant.line} {mutant.what}")
@@ -411,7 +412,7 @@ def main() -> int:
             print("The tests fail without any mutant; see .cache/mutant-none.log", file=sys.stderr)
             return 2
         try_all(wanted, given.jobs)
-    REPORT.write_text(report(wanted))
+    REPORT.write_text(report(wanted, len(every)))
     print(REPORT.read_text().splitlines()[5])
     return int("not explained yet" in REPORT.read_text())
 

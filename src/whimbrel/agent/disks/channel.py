@@ -39,6 +39,7 @@ SSH_OPTIONS = (
 
 SLOT_LIMIT = 3600.0
 """Seconds to wait for a copy slot; the receiver waits longer."""
+
 UNUSED = 180.0
 """Seconds for which a slot is kept for a copy that does not begin: an evacuation may have overtaken the move, or a
 restored database may have forgotten it. A copy that begins later waits for a slot again."""
