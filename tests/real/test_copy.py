@@ -31,6 +31,7 @@ from whimbrel.agent.disks.store import HostDisks
 from whimbrel.domain.errors import Cancelled, StepError, TimedOut
 from whimbrel.domain.migration import Verb
 from whimbrel.domain.server import Disk, DiskRole, Guest, Image
+from whimbrel.lab.processes import wait_until
 from whimbrel.migration.messages import Facts, Order, Place, Work
 from whimbrel.migration.protocols import COLD
 from whimbrel.ops import clock
@@ -653,6 +654,7 @@ def test_a_disk_that_is_written_to_meanwhile_arrives_as_it_is_in_the_end(pair: P
     pair.source.names.seal(UUID, ATTEMPT)
     if lost == "channel":
         os.kill(receiver(pair), signal.SIGKILL)
+        assert wait_until(lambda: not pair.source.channels.is_open(pair.order("copy_disks", **work)), 10)
     if lost == "agent":
         source = HostDisks(pair.settings, pair.source.channels, log=log)
         pair.source.channels.close(pair.order("copy_disks", **work))
