@@ -102,6 +102,10 @@ class HostDirectories:
         """Return the directory that an attempt fills at its target."""
         return self._of_attempt(server, "incoming", attempt)
 
+    def arriving(self, server: str, attempt: str) -> Path:
+        """Return the directory into which an attempt's copy comes: the live one, if it has been adopted already."""
+        return self.live(server) if self.is_live(server, attempt) else self.incoming(server, attempt)
+
     def sealed(self, server: str, attempt: str) -> Path:
         """Return the directory that an attempt sealed at its source."""
         return self._of_attempt(server, "sealed", attempt)

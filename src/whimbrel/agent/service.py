@@ -60,21 +60,22 @@ def world(settings: Agent, ledger: Ledger, may_run: Callable[[], bool]) -> World
     directories = HostDirectories(settings.instances_dir)
     if settings.hypervisor == "fake":
         from whimbrel.agent.disks.fake import FakeChannels, FakeDisks
-        from whimbrel.agent.guests.fake import FakeGuests
+        from whimbrel.agent.guests.fake import FakeGuests, FakeMemory
 
         fake = FakeGuests(settings, ledger.boot)
-        return World(fake, directories, FakeDisks(settings), FakeChannels(settings), grants)
+        return World(fake, directories, FakeDisks(settings), FakeChannels(settings), grants, FakeMemory(fake))
     if settings.hypervisor == "libvirt":
         from whimbrel.agent.disks.channel import SshChannels
         from whimbrel.agent.disks.store import HostDisks
         from whimbrel.agent.guests.connection import binding
         from whimbrel.agent.guests.libvirt import LibvirtGuests
+        from whimbrel.agent.guests.memory import LibvirtMemory
 
         binding()  # a host without it should say so now, not at its first order
         hypervisor = LibvirtGuests(settings)
         channels = SshChannels(settings, ledger)
         disks = HostDisks(settings, channels, hypervisor.ready, hypervisor.log)
-        return World(hypervisor, directories, disks, channels, grants)
+        return World(hypervisor, directories, disks, channels, grants, LibvirtMemory(settings, hypervisor, channels))
     raise SettingsError(f"agent.hypervisor {settings.hypervisor!r} is neither libvirt nor fake.")
 
 

@@ -17,15 +17,20 @@ from whimbrel.domain.migration import Outcome
 @talks_to_cloud()
 @click.argument("server")
 @click.option("--host", help="The target. Without it the scheduler chooses, and has alternates.")
+@click.option("--live", is_flag=True, help="Move the guest while it runs; it is not asked to shut down.")
 @may_stay
-def migrate(cloud: Cloud, server: str, host: str | None, staying: Staying, as_json: bool) -> Exit:
+def migrate(cloud: Cloud, server: str, host: str | None, live: bool, staying: Staying, as_json: bool) -> Exit:
     """Move SERVER (a name or an id) to another host.
 
     The guest is shut down, its disks are copied and verified, and it is started at the target. Then it waits in
-    VERIFY_RESIZE, with the source's copy kept, until `whimbrel confirm` or `whimbrel revert`.
+    VERIFY_RESIZE, with the source's copy kept, until `whimbrel confirm` or `whimbrel revert`. With --live its memory
+    crosses too, it runs on at the target, and there is nothing to confirm.
     """
     found = cloud.server(server)
-    cloud.act(found["id"], {"migrate": {"host": host} if host else None})
+    if live:
+        cloud.act(found["id"], {"os-migrateLive": {"host": host, "block_migration": "auto"}})
+    else:
+        cloud.act(found["id"], {"migrate": {"host": host} if host else None})
     return begun(cloud, found, staying, as_json=as_json)
 
 

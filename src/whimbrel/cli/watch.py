@@ -83,6 +83,8 @@ def _told(migration: Migration) -> list[str]:
             return [f"Migration {number} {ending}; {name} is{place} as it was. {reason}".rstrip(), *refused]
         case str() if migration.kind == Kind.EVACUATION:
             return [f"Evacuated: {name} is on {migration.target}, made anew from its image."]
+        case str() if migration.kind == Kind.LIVE:
+            return [f"Moved: {name} runs on at {migration.target}; nothing of it is on {migration.source}."]
         case str():
             return [f"Done: {migration.action or migration.kind} of {name}."]
     if migration.needs_fence:

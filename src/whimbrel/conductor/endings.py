@@ -26,8 +26,10 @@ def finish(tx: Connection, migration: Row[Any], table: Protocol, *, done: bool, 
     match table.name, done:
         case (("cold" | "resize"), True):
             return _open_window(tx, migration, conf.confirm_window)
-        case (("cold" | "resize" | "build" | "evacuate"), False):
+        case (("cold" | "resize" | "live" | "build" | "evacuate"), False):
             return _next_attempt(tx, migration)
+        case "live", True:
+            return _close(tx, migration, Outcome.COMPLETED)
         case (("build" | "evacuate"), True):
             servers_core.set_values(tx, migration.server_id, launched_at=clock.now(), fault=None)
             return _close(tx, migration, Outcome.COMPLETED)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 class Kind(enum.StrEnum):
-    """Why there is a migration record. MIGRATION, RESIZE and EVACUATION are what OpenStack lists as migrations."""
+    """Why there is a migration record. The last four are what OpenStack lists as migrations."""
 
     BUILD = "build"
     DELETE = "delete"
@@ -15,6 +15,7 @@ class Kind(enum.StrEnum):
     MIGRATION = "migration"
     RESIZE = "resize"
     EVACUATION = "evacuation"
+    LIVE = "live-migration"
 
 
 class Where(enum.StrEnum):

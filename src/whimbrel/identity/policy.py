@@ -66,7 +66,8 @@ def _compute() -> dict[str, str]:
         **_each(nova, READER, "os-server-tags:index os-server-tags:show"),
         **_each(nova, MEMBER, "os-server-tags:update os-server-tags:update_all"),
         **_each(nova, MEMBER, "os-server-tags:delete os-server-tags:delete_all"),
-        **_each(nova, MANAGER, "os-migrate-server:migrate os-migrations:index"),
+        **_each(nova, MANAGER, "os-migrate-server:migrate os-migrate-server:migrate_live os-migrations:index"),
+        **_each(nova, ADMIN, "os-migrate-server:migrate_live:host"),
         **_each(
             nova, ADMIN, "os-migrate-server:migrate:host os-migrations:index:all_projects os-migrations:index:host"
         ),

@@ -68,6 +68,12 @@ class Order:
         """Whether the disks are made anew from the image, because there is no copy to take over."""
         return self.protocol in ("build", "evacuate")
 
+    @property
+    def carried_definition(self) -> str | None:
+        """The definition that came from the source: of the guest that was stopped, or of the one that runs."""
+        told = self.results.get("stop_guest") or self.results.get("describe_guest") or {}
+        return told.get("definition")
+
     def __post_init__(self) -> None:
         bounds.host("host", self.host)
         bounds.label("server, attempt or step", self.server, self.attempt, self.step)

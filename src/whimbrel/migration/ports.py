@@ -145,8 +145,45 @@ class Disks(Protocol):
     def verify(self, order: Order, control: Control) -> Facts:
         """Read the disks back from the target's disk and compare with the digests in the order's results."""
 
+    def copy_on(self, order: Order, control: Control) -> None:
+        """Do one more round of a copy that `precopy` has begun; the guest runs."""
+
+    def push_held(self, order: Order, control: Control) -> Facts:
+        """Send what the guest wrote last; it is held and its disks are at rest. Facts as those of `push`."""
+
     def resize(self, order: Order, control: Control) -> Facts:
         """Give the incoming disks their new sizes; a root disk grows and never shrinks."""
+
+
+class Memory(Protocol):
+    """The memory and the devices of a guest that moves while it runs."""
+
+    def describe(self, order: Order) -> Facts:
+        """Return `definition` of the running guest and the processor that it sees; StepError if it cannot move so."""
+
+    def check(self, order: Order) -> None:
+        """Raise StepError when the processor of this host cannot take over the guest that was described."""
+
+    def expect(self, order: Order, control: Control) -> None:
+        """Make the guest's process at the target, waiting for its memory; it is not let run."""
+
+    def forget(self, order: Order) -> None:
+        """Expect it no longer, and end the process; one that is not expected is accepted."""
+
+    def begin(self, order: Order, control: Control) -> float | None:
+        """Begin to send the memory; return None when the guest runs meanwhile, or the time at which it was held."""
+
+    def is_held(self, order: Order, control: Control) -> bool:
+        """Return whether all but the last of it has crossed, and the guest is held, with its disks at rest."""
+
+    def complete(self, order: Order, control: Control) -> Facts:
+        """Send the last of it; afterwards the guest does not run again by itself. Facts: `memory_bytes`."""
+
+    def give_up(self, order: Order) -> None:
+        """Send no more of it; a guest that is held then runs on. One that is not under way is accepted."""
+
+    def await_arrival(self, order: Order, control: Control) -> None:
+        """Wait at the target until all of it has come, and the guest could be let run."""
 
 
 class Channels(Protocol):
@@ -202,6 +239,7 @@ class World:
     disks: Disks
     channels: Channels
     grants: Grants
+    memory: Memory
 
 
 @dataclass(frozen=True)

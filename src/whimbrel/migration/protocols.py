@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from whimbrel.domain.migration import Answer, Proof, Where
 from whimbrel.migration.messages import Facts, Order
 from whimbrel.migration.ports import Books, Case, Control, World
-from whimbrel.migration.steps import again, channel, claim, disks, guest, handover, retire
+from whimbrel.migration.steps import again, channel, claim, disks, guest, handover, live, retire
 
 HostAction = Callable[[World, Order, Control], Facts]
 HostProbe = Callable[[World, Order, Control], tuple[Answer, Facts]]
@@ -160,6 +160,31 @@ RESIZE = Protocol("resize", 2, (
     START_GUEST,
 ))
 
+LIVE = Protocol("live", 1, (
+    CLAIM,
+    HostStep("describe_guest", S, live.describe, NOTHING, again.is_simple, limit(20 * SECOND),
+        why="What runs is asked first, so that nothing is made where it could not run on."),
+    HostStep("check_processor", T, live.check, NOTHING, again.is_simple, limit(20 * SECOND),
+        why="A guest that has seen a processor's features must find them at the target."),
+    PREPARE, OPEN_CHANNEL,
+    HostStep("precopy", S, live.precopy, disks.end_precopy, again.is_simple, STALL(60),
+        why="The disks cross first, while the guest runs; what it writes meanwhile follows with its memory."),
+    DEFINE_GUEST,
+    HostStep("expect_guest", T, live.expect, live.forget, again.is_simple, limit(60 * SECOND),
+        why="The process that takes the guest over is made before the guest is held, so that only memory is to come."),
+    HostStep("move_memory", S, live.move, live.stay, again.is_simple, STALL(30), word=True, raises=True,
+        why="The guest runs until the last of its memory; then it is held, whole at the source, and sealed."),
+    VERIFY_DISKS, HAND_OVER,
+    HostStep("resume_guest", T, live.arrive, guest.revoke, guest.is_running, limit(30 * SECOND),
+        word=True, raises=True, proof=Proof.GIVEN,
+        why="All of it has come and the hand-over is written: recorded as released, then let run."),
+    HostStep("retire_source", S, live.retire, NOTHING, again.is_simple, limit(60 * SECOND),
+        owed=True, no_return=True,
+        why="The guest runs at the target; what was held at the source goes, and a source that is away owes it."),
+    BooksStep("settle_claims", claim.settle_target, NOTHING,
+        why="The target's claim becomes the server's; the source's room is free when its files are."),
+))  # there is no undo window: the guest never stopped, and a way back is another live move
+
 CONFIRM = Protocol("confirm", 1, (
     HostStep("retire_source", S, retire.source, NOTHING, again.is_simple, limit(60 * SECOND),
         owed=True, no_return=True,
@@ -218,7 +243,7 @@ POWER = Protocol("power", 1, (
 ))
 # fmt: on
 
-PROTOCOLS = {table.name: table for table in (COLD, RESIZE, CONFIRM, REVERT, BUILD, EVACUATE, DELETE, POWER)}
+PROTOCOLS = {table.name: table for table in (COLD, RESIZE, LIVE, CONFIRM, REVERT, BUILD, EVACUATE, DELETE, POWER)}
 
 
 def protocol(name: str, version: int) -> Protocol:

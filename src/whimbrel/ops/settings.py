@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -130,6 +130,8 @@ class Agent(msgspec.Struct, forbid_unknown_fields=True):
     hypervisor: str = "libvirt"
     libvirt_uri: str = "qemu:///system"
     virt_type: str = "kvm"
+    live_memory: Literal["auto", "running", "held"] = "auto"
+    """Whether a guest that moves live runs while its memory crosses; `auto`: unless its processor is emulated."""
     machine: str = "pc"
     cpu_model: str = "host-model"
     bridge: str = "br-guests"

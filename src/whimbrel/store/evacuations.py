@@ -51,7 +51,7 @@ def begin(
 
 def _overtake(tx: Connection, row: Row[Any]) -> None:
     """End an open migration whose source is silent: what it made at its target is owed, what it claimed given back."""
-    if row.kind not in (Kind.MIGRATION, Kind.RESIZE, Kind.POWER) or row.verdict is not None:
+    if row.kind not in (Kind.MIGRATION, Kind.RESIZE, Kind.LIVE, Kind.POWER) or row.verdict is not None:
         raise Conflict(
             f"Server {row.server_id} has an open {row.verdict or row.kind} (migration {row.id}); wait for it."
         )

@@ -60,7 +60,7 @@ def begin(
     running = tx.execute(_open_one(server_id)).one_or_none()
     if running is not None:
         raise Conflict(f"Server {server_id} has an open {running.kind} (migration {running.id}); wait until it ends.")
-    moves = kind in (Kind.MIGRATION, Kind.RESIZE, Kind.EVACUATION)
+    moves = kind in (Kind.MIGRATION, Kind.RESIZE, Kind.EVACUATION, Kind.LIVE)
     if was_running is None:
         was_running = kind is Kind.BUILD or server.power_state == PowerState.RUNNING
     now = clock.now()

@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, Row, or_, select
 from whimbrel.domain.migration import Kind, Mark
 from whimbrel.store.tables import journal, migrations, servers
 
-MOVES = (Kind.MIGRATION, Kind.RESIZE, Kind.EVACUATION)
+MOVES = (Kind.MIGRATION, Kind.RESIZE, Kind.EVACUATION, Kind.LIVE)
 
 
 @dataclass(frozen=True)

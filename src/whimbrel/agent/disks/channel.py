@@ -106,7 +106,7 @@ class SshChannels:
         needed = sum(allocated(path) for path in self.files(order))
         _, target = places(order)
         with self._probe(order) as (probe, secret):
-            session, answer = self._greet(order, control, probe=probe)
+            session, answer = self._greet(order, control, {"probe": probe})
         try:
             # A resize changes the copy's size, so it takes a true copy even there.
             shared = _is_shared(answer.get("probe"), secret, target) and order.protocol != "resize"
@@ -134,10 +134,14 @@ class SshChannels:
         if session is not None and session.alive():
             return session
         self._end(order)
-        session, _ = self._greet(order, control, probe=False)
+        session, _ = self._greet(order, control, {"probe": False})
         with self._lock:
             self._sessions[_key(order)] = session
         return session
+
+    def open_for_memory(self, order: Order, control: Control) -> Session:
+        """Open another channel of the attempt, for the memory of its guest; the caller ends it."""
+        return self._greet(order, control, {"memory": True}, "awaited")[0]
 
     def close(self, order: Order) -> None:
         """Close the channel and give its copy slot back; one that is closed is accepted."""
@@ -198,8 +202,8 @@ class SshChannels:
             with in_words("remove", path):
                 path.unlink(missing_ok=True)
 
-    def _greet(self, order: Order, control: Control, *, probe: bool) -> tuple[Session, Facts]:
-        """Start the receiver at the target and hear what it finds there."""
+    def _greet(self, order: Order, control: Control, what: Facts, answer: str = "free") -> tuple[Session, Facts]:
+        """Start the receiver at the target, say what for, and hear what it finds there."""
         source, target = places(order)
         command = self._command(source, target)
         try:
@@ -207,9 +211,8 @@ class SshChannels:
         except FileNotFoundError as error:
             raise StepError(f"{command[0]} is not installed on {source.host}; install the OpenSSH client.") from error
         try:
-            hello = {"hello": VERSION, "server": order.server, "attempt": order.attempt, "probe": probe}
-            session.tell(hello, control)
-            return session, session.hear("free", control)
+            session.tell({"hello": VERSION, "server": order.server, "attempt": order.attempt, **what}, control)
+            return session, session.hear(answer, control)
         except BaseException:
             session.end()
             raise

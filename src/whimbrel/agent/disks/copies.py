@@ -15,7 +15,7 @@ from whimbrel.agent.disks import qcow2
 from whimbrel.agent.disks.channel import SshChannels
 from whimbrel.agent.disks.frames import LOG, Range
 from whimbrel.agent.disks.mapping import Clusters, Unreadable, read_bitmaps, refuse_unusual
-from whimbrel.agent.disks.precopy import PreCopy
+from whimbrel.agent.disks.precopy import PreCopy, clusters_of
 from whimbrel.agent.disks.send import Copy, Outgoing
 from whimbrel.domain.errors import CannotTell, StepError
 from whimbrel.domain.server import Disk, DiskRole
@@ -122,6 +122,33 @@ class Copies:
             finally:
                 copy.close()
 
+    def go_on(self, order: Order, control: Control) -> None:
+        """Do one more round while the guest runs."""
+        self._live(order, control).go_on(self._cut(order), control)
+
+    def finish_held(self, order: Order, control: Control) -> Facts:
+        """Send what was written last by a guest that is held, and end its log; its process still has the disks."""
+        move = self._live(order, control)
+        written = {name: clusters_of(parts) for name, parts in self._cut(order).items()}
+        if self._log is not None:
+            self._log.end(order.server)
+        del self._under_way[order.server, order.attempt]
+        try:
+            before = move.copy.sent
+            move.copy.send(move.left(written), control)
+            mended = move.copy.settle(control)
+            held = sum(file.allocated for file in move.copy.files)
+            facts = {"bytes": move.copy.sent - before, "mended": mended, "allocated": held}
+            return {**facts, "disks": move.copy.finish(control)}
+        finally:
+            move.close()
+
+    def _live(self, order: Order, control: Control) -> PreCopy:
+        move = self._under_way.get((order.server, order.attempt))
+        if move is None or move.copy.session is not self._channels.session(order, control):
+            raise StepError(f"The copy of server {order.server} was cut off, so its guest stays where it is.")
+        return move
+
     def _begin_copy(self, order: Order, paths: list[Path], control: Control) -> Copy:
         copy = Copy([Outgoing(path) for path in paths], self._channels.session(order, control))
         try:
@@ -139,7 +166,7 @@ class Copies:
         """Say why the disks are to be copied after the stop; None when they can be copied while the guest runs."""
         if not order.work.was_running:
             return "The guest is off."
-        if order.work.old.metadata.get(CHOICE) == "cold":
+        if order.work.old.metadata.get(CHOICE) == "cold" and order.protocol != "live":
             return f"The server's metadata say {CHOICE}=cold."
         if order.results.get("open_channel", {}).get("shared"):
             return "The storage is shared, so nothing is copied."

@@ -48,6 +48,8 @@ class Wire:
             incoming = Path(self._note(order).read_text(encoding="utf-8"))
         except FileNotFoundError:
             incoming = None
+        if incoming is not None and not incoming.is_dir():  # the target has given it its live name meanwhile
+            incoming = incoming.with_name(order.server)
         if incoming is None or not incoming.is_dir():
             raise StepError(
                 f"Attempt {order.attempt} was not prepared on {target.host}, or its state directory is not beside "
@@ -149,10 +151,16 @@ class FakeDisks:
 
     def push(self, order: Order, control: Control) -> Facts:
         """Send every disk's bytes to the target; return bytes and the digest of each disk."""
-        began = clock.monotonic()
         if not self._directories.is_sealed(order.server, order.attempt):
             raise StepError(f"Server {order.server} was not sealed by attempt {order.attempt}; its disks may change.")
         self._record(order).unlink(missing_ok=True)
+        facts = self._send(order, control)
+        with in_words("write", self._record(order)):
+            write_durably(self._record(order), json.dumps(facts))
+        return facts
+
+    def _send(self, order: Order, control: Control) -> Facts:
+        began = clock.monotonic()
         target = self._wire.target(order)
         disks: dict[str, dict[str, Any]] = {}
         sent = 0
@@ -167,10 +175,14 @@ class FakeDisks:
             sent += len(content)
             control.report(sent, total)
         seconds = round(clock.monotonic() - began, 3)
-        facts: Facts = {"bytes": sent, "allocated": sent, "disks": disks, "shared": False, "seconds": seconds}
-        with in_words("write", self._record(order)):
-            write_durably(self._record(order), json.dumps(facts))
-        return facts
+        return {"bytes": sent, "allocated": sent, "disks": disks, "shared": False, "seconds": seconds}
+
+    def copy_on(self, order: Order, control: Control) -> None:
+        """Nothing needs to be sent before the guest is held."""
+
+    def push_held(self, order: Order, control: Control) -> Facts:
+        """Send every disk as it is, now that the guest is held."""
+        return self._send(order, control)
 
     def pushed(self, order: Order) -> Facts | None:
         """Return what `push` returned, when the target holds everything that it sent."""
@@ -182,9 +194,10 @@ class FakeDisks:
 
     def verify(self, order: Order, control: Control) -> Facts:
         """Read the disks back and compare with the digests in the order's results."""
-        incoming = self._directories.incoming(order.server, order.attempt)
+        incoming = self._directories.arriving(order.server, order.attempt)
         verified = 0
-        for name, expected in order.results["copy_disks"]["disks"].items():
+        sent = order.results.get("copy_disks") or order.results["move_memory"]
+        for name, expected in sent["disks"].items():
             control.check()
             with in_words("read back", incoming / name):
                 found = _identity((incoming / name).read_bytes())

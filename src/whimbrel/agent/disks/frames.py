@@ -12,6 +12,11 @@ of a part of it that is to read as zeros. The source asks and sends, the target 
     source  {"check": true}                                      target  {"read": bytes} ... {"checked": {name: digest}}
     source  {"end": true}                                        target  {"received": {name: size}}
 
+Another conversation carries the memory of a guest, as a stream without offsets:
+
+    source  {"hello": version, "server", "attempt", "memory": true}   target  {"host", "awaited": true}
+    source  DATA ..., {"end": true}                                    target  {"received": bytes}
+
 What the target says of its content it has read back from its disk. A copy may have any number of rounds, and one that
 was cut off is taken up again in another conversation: the table says what is there.
 
@@ -54,6 +59,8 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 CONFIG_DRIVE = "config.iso"
 PROBE = ".probe"
 RECEIVED = "received.json"
+MEMORY = ".memory"
+"""The pipe through which a guest's memory comes to the process that waits for it."""
 HOLDER = ".receiver"
 """Which process receives an attempt's files."""
 

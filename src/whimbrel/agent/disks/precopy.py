@@ -45,14 +45,17 @@ class PreCopy:
         parts = {file: rounds.first() for file, rounds in self._rounds.items()} | others
         done = [self._round(parts, control)]
         while len(done) < MOST_ROUNDS:
-            written = cut()
-            parts = {file: rounds.next(written.get(file.name, ())) for file, rounds in self._rounds.items()}
-            done.append(self._round(parts, control))
+            done.append(self.go_on(cut(), control))
             looked, before = done[-1]["bytes"], done[-2]["bytes"]
             fastest = max(row["bytes"] / row["seconds"] for row in done)
             if looked <= fastest * BUDGET or (len(done) > 2 and looked > WORTH * before):
                 break
         return {"rounds": done, "bytes": self.copy.sent}
+
+    def go_on(self, written: Mapping[str, list[Range]], control: Control) -> dict[str, Any]:
+        """Do one more round, of what the guest has written in the interval that has ended."""
+        parts = {file: rounds.next(written.get(file.name, ())) for file, rounds in self._rounds.items()}
+        return self._round(parts, control)
 
     def left(self, written: Mapping[str, Clusters]) -> dict[Outgoing, list[Range]]:
         """Return what the target may hold otherwise, now that the guest is off; `written` is the last interval."""
@@ -88,7 +91,7 @@ class Rounds:
 
     def next(self, written: Iterable[Range]) -> list[Range]:
         """Take what the guest wrote in the interval that has ended; return where the file holds it, as it says now."""
-        self._end_interval(_clusters_of(written))
+        self._end_interval(clusters_of(written))
         clusters = Tables(self.file.descriptor).clusters()
         holders = clusters[self._written == self._interval]
         parts = self._parts(holders[holders > 0])
@@ -105,7 +108,7 @@ class Rounds:
         stale = holders[(self._sent[holders] == _NEVER) | (self._written[mapped] > self._sent[holders])]
         data = np.zeros(max(len(self._sent), -(-self.file.size // GRANULE)), dtype=bool)
         data[holders] = True
-        held = _clusters_of(survey(self.file.descriptor))
+        held = clusters_of(survey(self.file.descriptor))
         own = held[~data[held]]
         gone = np.setdiff1d(np.flatnonzero(self._sent != _NEVER), held, assume_unique=True)
         return self._parts(np.concatenate([stale, own, gone]))
@@ -115,7 +118,7 @@ class Rounds:
         self._written[written[written < len(self._written)]] = self._interval
 
     def _note_sent(self, parts: list[Range]) -> None:
-        numbers = _clusters_of(parts)
+        numbers = clusters_of(parts)
         self._grow(int(numbers.max(initial=0)) + 1)
         self._sent[numbers] = self._interval
 
@@ -133,7 +136,7 @@ class Rounds:
         return whole_granules([(int(run[0]) * GRANULE, len(run) * GRANULE) for run in runs], self.file.size)
 
 
-def _clusters_of(parts: Iterable[Range]) -> Clusters:
+def clusters_of(parts: Iterable[Range]) -> Clusters:
     """Return the numbers of the clusters that parts touch."""
     found = [np.arange(start // GRANULE, -(-(start + length) // GRANULE)) for start, length in parts]
     return np.unique(np.concatenate(found)).astype(np.int64) if found else np.zeros(0, dtype=np.int64)

@@ -15,6 +15,7 @@ import json
 import os
 import select
 import signal
+import stat
 import sys
 import threading
 import tomllib
@@ -31,6 +32,7 @@ from whimbrel.agent.disks.frames import (
     HEADER,
     HOLDER,
     LENGTH,
+    MEMORY,
     MESSAGE,
     MESSAGE_LIMIT,
     NOT_HERE,
@@ -124,7 +126,10 @@ class Receiver:
         if hello["hello"] != VERSION:
             raise StepError(f"speaks copy version {VERSION}, the source {hello['hello']}; upgrade the older host.")
         server, attempt = str(hello.get("server")), str(hello.get("attempt"))
-        incoming = self._directories.incoming(server, attempt)
+        if hello.get("memory"):
+            self._relay(server, attempt)
+            return
+        incoming = self._directories.arriving(server, attempt)
         prepared = read_manifest(incoming) is not None
         self._answer(
             {
@@ -152,8 +157,49 @@ class Receiver:
         finally:
             for file in self._files.values():
                 file.close()
+        incoming = self._directories.arriving(server, attempt)  # the target may have given it its live name meanwhile
         write_durably(incoming / RECEIVED, json.dumps({"server": server, "attempt": attempt, "files": files}))
         self._answer({"received": {name: file["size"] for name, file in files.items()}})
+
+    def _relay(self, server: str, attempt: str) -> None:
+        """Hand a guest's memory to the process that waits for it; the pipe is used once."""
+        if not self._directories.is_live(server, attempt):
+            raise StepError(f"Attempt {attempt} of server {server} awaits no memory here.")
+        pipe = self._directories.live(server) / MEMORY
+        try:
+            outlet = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            raise StepError(f"Attempt {attempt} of server {server} awaits no memory here any more.") from error
+        try:
+            if not stat.S_ISFIFO(os.fstat(outlet).st_mode):
+                raise StepError(f"{pipe} is no pipe.")
+            pipe.unlink()
+            self._answer({"host": self._host, "awaited": True})
+            self._inlet.idle = IDLE_WITHIN
+            while self._pass_on(outlet):
+                pass
+        finally:
+            os.close(outlet)
+        self._answer({"received": self._written})
+
+    def _pass_on(self, outlet: int) -> bool:
+        """Hand on one frame of memory; return whether more is to come."""
+        kind, _, payload = self._inlet.next()
+        if kind == MESSAGE:
+            if "end" in (content_of(payload) or {}):
+                return False
+            raise StepError("a message came in the middle of a guest's memory; is the source of another release?")
+        room = select.poll()
+        room.register(outlet, select.POLLOUT)
+        self._written += len(payload)
+        while payload:
+            if not room.poll(IDLE_WITHIN * 1000):
+                raise StepError("the process that waits for the guest's memory does not take it.")
+            with contextlib.suppress(BlockingIOError):
+                payload = payload[os.write(outlet, payload) :]
+        if self._written - self._acknowledged >= ACKNOWLEDGE_EVERY:
+            self._acknowledge()
+        return True
 
     def _step(self, directory: int) -> bool:
         """Take one frame; return whether more are expected."""

@@ -120,14 +120,22 @@ class HostDisks:
             write_durably(record, json.dumps(facts))
         return facts
 
+    def copy_on(self, order: Order, control: Control) -> None:
+        """Do one more round of a copy that `precopy` has begun; the guest runs."""
+        self._copies.go_on(order, control)
+
+    def push_held(self, order: Order, control: Control) -> Facts:
+        """Send what the guest wrote last; it is held and its disks are at rest. Facts as those of `push`."""
+        return self._copies.finish_held(order, control)
+
     def pushed(self, order: Order) -> Facts | None:
         """Return what `push` returned, when the target holds everything that it sent."""
         return _load(self._pushed(order))
 
     def verify(self, order: Order, control: Control) -> Facts:
         """Hold what the receiver has read back from the target's disk against the digests in the order's results."""
-        sent = order.results["copy_disks"]
-        incoming = self._directories.incoming(order.server, order.attempt)
+        sent = order.results.get("copy_disks") or order.results["move_memory"]
+        incoming = self._directories.arriving(order.server, order.attempt)
         received = (_load(incoming / RECEIVED) or {}).get("files", {})
         for name, expected in sent["disks"].items():
             with in_words("look at", incoming / name):

@@ -17,7 +17,7 @@ from typing import Any
 from whimbrel.agent.directories import HostDirectories, write_durably
 from whimbrel.domain.errors import StepError
 from whimbrel.domain.server import PowerState
-from whimbrel.migration.messages import Order
+from whimbrel.migration.messages import Facts, Order
 from whimbrel.migration.ports import Control
 from whimbrel.ops.settings import Agent
 
@@ -67,7 +67,7 @@ class FakeGuests:
         }
         if order.from_image or order.protocol == "power":
             return json.dumps(definition), []
-        carried = order.results.get("stop_guest", {}).get("definition")
+        carried = order.carried_definition
         if carried is None:
             raise StepError(f"No definition of server {order.server} came from its source.")
         came_with = json.loads(carried)
@@ -127,6 +127,14 @@ class FakeGuests:
             witness = Witness(self._directories.live(server))
             witness.boot()
             witness.write()
+        self._tell()
+
+    def hold(self, server: str) -> None:
+        """Let a running guest go no further; its process stays."""
+        with self._lock:
+            records = self._load()
+            if self._state_of(self._known(records, server)) is PowerState.RUNNING:
+                self._become(records, server, PowerState.PAUSED)
         self._tell()
 
     def write(self, server: str) -> int:
@@ -194,6 +202,54 @@ class FakeGuests:
 
     def _save(self, records: dict[str, Any]) -> None:
         write_durably(self._file, json.dumps(records, indent=1))
+
+
+class FakeMemory:
+    """The Memory port: nothing needs to cross, because what a fake guest knows is on its disk."""
+
+    def __init__(self, guests: FakeGuests) -> None:
+        self._guests = guests
+
+    def describe(self, order: Order) -> Facts:
+        """Return the definition of the running guest; StepError if it does not run."""
+        if self._guests.state(order.server) is not PowerState.RUNNING:
+            raise StepError(
+                f"Server {order.server} does not run on {order.host}, so it is no live move. Migrate it cold."
+            )
+        return {"definition": self._guests.definition(order.server), "processor": ""}
+
+    def check(self, order: Order) -> None:
+        """Every fake processor is like every other."""
+
+    def expect(self, order: Order, control: Control) -> None:
+        """Make the guest's process at the target; it is not let run."""
+        if self._guests.state(order.server) not in ALIVE:
+            self._guests.create_paused(order.server)
+
+    def forget(self, order: Order) -> None:
+        """End the process; one that is not expected is accepted."""
+        self._guests.destroy(order.server)
+
+    def begin(self, order: Order, control: Control) -> float | None:
+        """Refuse a guest that does not run."""
+        if self._guests.state(order.server) is not PowerState.RUNNING:
+            raise StepError(f"Server {order.server} does not run on {order.host} any more, so it is no live move.")
+        return None
+
+    def is_held(self, order: Order, control: Control) -> bool:
+        """Hold the guest."""
+        self._guests.hold(order.server)
+        return True
+
+    def complete(self, order: Order, control: Control) -> Facts:
+        """Nothing is left to be sent."""
+        return {"memory_bytes": 0}
+
+    def give_up(self, order: Order) -> None:
+        """Nothing is under way."""
+
+    def await_arrival(self, order: Order, control: Control) -> None:
+        """It has come."""
 
 
 class Witness:

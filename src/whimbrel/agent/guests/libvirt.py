@@ -39,8 +39,8 @@ class LibvirtGuests:
     def __init__(self, settings: Agent) -> None:
         self._settings = settings
         self._directories = HostDirectories(settings.instances_dir)
-        self._hypervisor = Hypervisor(settings.libvirt_uri)
-        self.log = ChangeLog(settings, self._hypervisor)
+        self.hypervisor = Hypervisor(settings.libvirt_uri)
+        self.log = ChangeLog(settings, self.hypervisor)
 
     def state(self, server: str) -> PowerState | None:
         """Return the guest's state, None when it is not defined here. STOPPED means that no process holds its disks."""
@@ -49,7 +49,7 @@ class LibvirtGuests:
             domain = _find(connection, server)
             return None if domain is None else (domain.state()[0], bool(domain.isActive()))
 
-        found = self._hypervisor.call(f"tell the state of server {server}", look, LOOK_LIMIT)
+        found = self.hypervisor.call(f"tell the state of server {server}", look, LOOK_LIMIT)
         if found is not None and found[1]:
             return _power_state(found[0])
         holders = list(qemu_processes(server))
@@ -69,7 +69,7 @@ class LibvirtGuests:
             rows = connection.getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE)
             return {domain.UUIDString(): int(stats["state.state"]) for domain, stats in rows}
 
-        states = self._hypervisor.call("list the guests", read, LOOK_LIMIT)
+        states = self.hypervisor.call("list the guests", read, LOOK_LIMIT)
         off = (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_CRASHED)
         found = {
             server: PowerState.STOPPED if state in off else _power_state(state) for server, state in states.items()
@@ -88,7 +88,7 @@ class LibvirtGuests:
             paused = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_PAUSED)
             return [domain.UUIDString() for domain in paused if tuple(domain.state()) == wanted]
 
-        return self._hypervisor.call("list the paused guests", read, LOOK_LIMIT)
+        return self.hypervisor.call("list the paused guests", read, LOOK_LIMIT)
 
     def ready(self, order: Order) -> None:
         """Raise StepError when this host could not run the guest of the order: libvirtd or the bridge is missing."""
@@ -98,7 +98,7 @@ class LibvirtGuests:
 
     def version(self) -> int:
         """Return QEMU's version as libvirt counts it, 7002022 for 7.2.22."""
-        version: int = self._hypervisor.call(
+        version: int = self.hypervisor.call(
             "tell QEMU's version", lambda connection: connection.getVersion(), LOOK_LIMIT
         )
         return version
@@ -109,7 +109,7 @@ class LibvirtGuests:
         if work.guest.nics:
             self._require_bridge()
         host = xml.Host(self._settings, self._directories.live(order.server), is_direct)
-        carried = order.results.get("stop_guest", {}).get("definition")
+        carried = order.carried_definition
         if order.from_image or order.protocol == "power":
             return xml.new_definition(work.guest, work.image, host), []
         if carried is None:
@@ -118,7 +118,7 @@ class LibvirtGuests:
 
     def define(self, server: str, definition: str) -> None:
         """Make the guest known, stopped; the same definition again is accepted."""
-        self._hypervisor.call(f"define server {server}", lambda connection: connection.defineXML(definition))
+        self.hypervisor.call(f"define server {server}", lambda connection: connection.defineXML(definition))
 
     def undefine(self, server: str) -> None:
         """Forget a stopped guest; one that is not known is accepted, one that runs is refused."""
@@ -138,7 +138,7 @@ class LibvirtGuests:
                 raise StepError(f"Server {server} runs on {self._settings.host}; stop it before it is forgotten.")
             domain.undefineFlags(flags)
 
-        self._hypervisor.call(f"undefine server {server}", forget)
+        self.hypervisor.call(f"undefine server {server}", forget)
 
     def definition(self, server: str) -> str | None:
         """Return the guest's definition, None when it is not defined here."""
@@ -149,7 +149,7 @@ class LibvirtGuests:
             domain = _find(connection, server)
             return None if domain is None else str(domain.XMLDesc(flags))
 
-        return self._hypervisor.call(f"tell the definition of server {server}", read)
+        return self.hypervisor.call(f"tell the definition of server {server}", read)
 
     def create_paused(self, server: str) -> None:
         """Make the guest's process without letting it run; raise StepError with the hypervisor's own words."""
@@ -196,7 +196,7 @@ class LibvirtGuests:
             if domain is not None and domain.isActive():
                 _unless_stopped(lambda: domain.destroyFlags(0))
 
-        self._hypervisor.call(f"stop server {server}", pull, seconds=40.0)
+        self.hypervisor.call(f"stop server {server}", pull, seconds=40.0)
         if self.state(server) in ALIVE:
             raise CannotTell(f"libvirtd was told to stop server {server}, and it still runs.")
 
@@ -211,7 +211,7 @@ class LibvirtGuests:
                 raise StepError(f"Server {server} is not defined on this host.")
             work(domain)
 
-        self._hypervisor.call(f"{action} server {server}", act)
+        self.hypervisor.call(f"{action} server {server}", act)
 
     def _require_bridge(self) -> None:
         bridge = self._settings.bridge

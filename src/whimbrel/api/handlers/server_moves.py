@@ -1,4 +1,4 @@
-"""Moving a server: cold migration and resize, and the verdict that ends each. Checked here, done by the conductor."""
+"""Moving a server: cold and live migration, resize, and the verdict that ends each. The conductor does the rest."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from sqlalchemy import Connection, Row
 from whimbrel.api import quotas
 from whimbrel.api.call import Call, Reply
 from whimbrel.api.handlers import finding
+from whimbrel.api.handlers.server_create import is_true
 from whimbrel.api.views import state
 from whimbrel.domain.errors import Conflict, Invalid, NotFound
 from whimbrel.domain.migration import Kind, Verdict
@@ -23,6 +24,11 @@ from whimbrel.store.servers import Situation
 async def migrate(call: Call) -> Reply:
     """Begin a cold migration, to the host that an administrator named or to one that the scheduler finds."""
     return await _begin(call, _migrate)
+
+
+async def migrate_live(call: Call) -> Reply:
+    """Begin a live migration; disks cross with the memory, whatever `block_migration` says of them."""
+    return await _begin(call, _migrate_live)
 
 
 async def resize(call: Call) -> Reply:
@@ -51,14 +57,32 @@ def _migrate(tx: Connection, call: Call) -> Begun:
     situation = _movable(tx, call, "migrate")
     server = situation.server
     wanted = (call.body["migrate"] or {}).get("host") if call.version >= (2, 56) else None
-    if wanted is not None:
-        policy.enforce("os_compute_api:os-migrate-server:migrate:host", call.who, {"project_id": server.project_id})
-        if hosts_view.find(tx, wanted) is None:
-            raise Invalid(f"Compute host {wanted} could not be found.")
-        if wanted == server.host:
-            raise Invalid("Cannot migrate to the host where the server exists.")
+    _check_target(tx, call, server, wanted, "os_compute_api:os-migrate-server:migrate:host")
     source_is_up(tx, call, server)
     return _move(tx, call, server, (Kind.MIGRATION, protocols.COLD, "migrate"), forced_host=wanted)
+
+
+def _migrate_live(tx: Connection, call: Call) -> Begun:
+    situation = finding.unlocked(tx, call)
+    require(situation, "os-migrateLive", ("active",))
+    server, given = situation.server, call.body["os-migrateLive"]
+    wanted = given["host"]
+    if wanted is None and is_true(given.get("force", False)):
+        raise Invalid("Can't force to a non-provided destination")
+    _check_target(tx, call, server, wanted, "os_compute_api:os-migrate-server:migrate_live:host")
+    source_is_up(tx, call, server)
+    return _move(tx, call, server, (Kind.LIVE, protocols.LIVE, "live-migration"), forced_host=wanted)
+
+
+def _check_target(tx: Connection, call: Call, server: Row[Any], wanted: str | None, rule: str) -> None:
+    """Refuse a named target that the caller may not name, that is not known, or where the server is already."""
+    if wanted is None:
+        return
+    policy.enforce(rule, call.who, {"project_id": server.project_id})
+    if hosts_view.find(tx, wanted) is None:
+        raise Invalid(f"Compute host {wanted} could not be found.")
+    if wanted == server.host:
+        raise Invalid("Cannot migrate to the host where the server exists.")
 
 
 def _resize(tx: Connection, call: Call) -> Begun:

@@ -63,6 +63,7 @@ _SERVERS = (
 
 _ACTIONS = (
     _action("migrate", server_moves.migrate, "os-migrate-server:migrate", server_schema.MIGRATE),
+    _action("os-migrateLive", server_moves.migrate_live, "os-migrate-server:migrate_live", server_schema.MIGRATE_LIVE),
     _action("evacuate", recovery.evacuate, "os-evacuate", server_schema.EVACUATE),
     _action("resize", server_moves.resize, "servers:resize", server_schema.RESIZE),
     _action("confirmResize", server_moves.confirm, "servers:confirm_resize"),

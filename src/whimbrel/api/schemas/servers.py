@@ -141,6 +141,21 @@ MIGRATE = (
     *action("migrate", {}),
     *action("migrate", {"anyOf": [{"type": "null"}, strict({"host": _HOST})]}, (2, 56)),
 )
+_BLOCK: Json = {"block_migration": BOOLEAN}
+_BLOCK_OR_AUTO: Json = {"block_migration": {"enum": [*BOOLEAN["enum"], "auto"]}}
+MIGRATE_LIVE = (
+    *action(
+        "os-migrateLive",
+        strict({"host": _HOST, **_BLOCK, "disk_over_commit": BOOLEAN}, "host", "block_migration", "disk_over_commit"),
+    ),
+    *action("os-migrateLive", strict({"host": _HOST, **_BLOCK_OR_AUTO}, "host", "block_migration"), (2, 25)),
+    *action(
+        "os-migrateLive",
+        strict({"host": _HOST, **_BLOCK_OR_AUTO, "force": BOOLEAN}, "host", "block_migration"),
+        (2, 30),
+    ),
+    *action("os-migrateLive", strict({"host": _HOST, **_BLOCK_OR_AUTO}, "host", "block_migration"), (2, 68)),
+)
 _SHARED: Json = {"onSharedStorage": BOOLEAN}
 _PLACE: Json = {"host": {"type": "string", "minLength": 1, "maxLength": 255}, "adminPass": {"type": "string"}}
 EVACUATE = (

@@ -71,6 +71,7 @@ _CHOICES = {
     Kind.MIGRATION: "cold_migrate",
     Kind.RESIZE: "cold_migrate",
     Kind.EVACUATION: "rebuild_server",
+    Kind.LIVE: "live_migrate",
 }
 
 

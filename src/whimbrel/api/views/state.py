@@ -41,6 +41,8 @@ PLAIN_STATUS = {
 }
 
 TASK_STATUS = {
+    ("active", "migrating"): "MIGRATING",
+    ("paused", "migrating"): "MIGRATING",
     ("active", "rebooting"): "REBOOT",
     ("active", "rebooting_hard"): "HARD_REBOOT",
     ("stopped", "rebooting_hard"): "HARD_REBOOT",
@@ -126,6 +128,8 @@ def _moving(server: Row[Any], move: Row[Any], marks: Marks) -> tuple[str, str | 
             return _resting(server), None
         case "evacuate":
             return _before(server, move), rebuild_task(marks)
+        case "live":
+            return _before(server, move), "migrating"
         case "revert" if not move.window_open:
             return "resized", "resize_reverting"
         case "cold" | "resize" if not move.window_open:
@@ -171,6 +175,17 @@ def migration_status(row: Row[Any], marks: Marks) -> str:
         return "finished"
     if row.kind == Kind.EVACUATION:
         return "done" if begun(marks, "remove_stale") else "accepted"
+    if row.kind == Kind.LIVE:
+        return _live_status(marks)
     if begun(marks, "hand_over"):
         return "post-migrating"
     return "migrating" if begun(marks, "stop_guest") else "pre-migrating"
+
+
+def _live_status(marks: Marks) -> str:
+    """Return the status of a live migration that is open."""
+    if begun(marks, "retire_source"):
+        return "post-migrating"
+    if begun(marks, "precopy"):
+        return "running"
+    return "preparing" if begun(marks, "claim") else "accepted"

@@ -68,7 +68,7 @@ def unseal(world: World, order: Order, control: Control) -> Facts:
     definition = world.directories.saved_definition(order.server, order.attempt)
     if definition is not None:
         world.guests.define(order.server, definition)
-    return {"power_state": _grant_and_run(world, order)}
+    return {"power_state": run(world, order)}
 
 
 def is_unsealed(world: World, order: Order, control: Control) -> tuple[Answer, Facts]:
@@ -117,7 +117,7 @@ def is_defined(world: World, order: Order, control: Control) -> tuple[Answer, Fa
 
 def start(world: World, order: Order, control: Control) -> Facts:
     """Let the guest run here, if it ran before; the facts say whether it was ever released."""
-    state = _grant_and_run(world, order)
+    state = run(world, order)
     return {"power_state": state, "released": order.work.was_running, "running_at": clock.now()}
 
 
@@ -172,7 +172,7 @@ def restart(world: World, order: Order, control: Control) -> Facts:
     definition = world.directories.saved_definition(order.server, order.attempt)
     if definition is not None:
         world.guests.define(order.server, definition)
-    return {"power_state": _grant_and_run(world, order)}
+    return {"power_state": run(world, order)}
 
 
 def set_power(world: World, order: Order, control: Control) -> Facts:
@@ -209,7 +209,7 @@ def is_powered(world: World, order: Order, control: Control) -> tuple[Answer, Fa
     return Answer.NOT_DONE, {}
 
 
-def _grant_and_run(world: World, order: Order) -> PowerState:
+def run(world: World, order: Order) -> PowerState:
     """Record the grant and let the guest run, if it ran before; a failure says whether it was ever released."""
     world.grants.grant(order)
     if not order.work.was_running:
