@@ -74,7 +74,7 @@ class Host:
 
     def world(self) -> World:
         """The ports."""
-        return World(self, self, self, self, Promises(self))  # type: ignore[arg-type]
+        return World(self, self, self, self, Promises(self), self)  # type: ignore[arg-type]
 
     def touch(self, what: str) -> None:
         """A boundary: the test may crash the host here."""

@@ -25,7 +25,7 @@ ALIVE = (PowerState.RUNNING, PowerState.PAUSED)
 
 KEPT = (
     "up", "boot", "live", "incoming", "sealed", "defined", "process", "open_files", "channels",
-    "granted", "let_run_at",
+    "granted", "let_run_at", "has_memory", "gave_memory",
 )  # fmt: skip
 
 
@@ -69,11 +69,15 @@ class Host:
         self.open_files: Copy | None = None
         self.channels: set[str] = set()
         self.granted = self.let_run_at = 1
+        self.has_memory = False
+        """The process that waits here has all of the guest's memory."""
+        self.gave_memory = False
+        """The process that is held here has given all of it away."""
         self.peers: dict[str, Host] = {}
 
     def world(self, ledger: Ledger, may_run: Callable[[], bool]) -> World:
         """Return the ports, with the real grants over a real ledger."""
-        return World(self, self, self, self, Promises(ledger, self, may_run))  # type: ignore[arg-type]
+        return World(self, self, self, self, Promises(ledger, self, may_run), Crossing(self))  # type: ignore[arg-type]
 
     def touch(self, what: str) -> None:
         """Say what is about to happen or has just happened here."""
@@ -99,6 +103,7 @@ class Host:
     def lose_power(self) -> None:
         """Everything volatile is gone; what is on the disk stays."""
         self.process = self.open_files = None
+        self.has_memory = self.gave_memory = False
         self.channels.clear()
         self.boot += 1
 
@@ -125,7 +130,7 @@ class Host:
         made = definition_of(order)
         if order.from_image or order.protocol == "power":
             return made, []
-        carried = order.results.get("stop_guest", {}).get("definition")
+        carried = order.carried_definition
         if carried is None:
             raise StepError(f"No definition of server {order.server} came from its source.")
         return made, [] if made == carried else [f"{carried} became {made}"]
@@ -160,6 +165,7 @@ class Host:
         if self.process is PowerState.PAUSED:
             self.let_run_at = self.granted
         self.process = PowerState.RUNNING
+        self.has_memory = self.gave_memory = False
         self.touch("resumed")
 
     def shut_down(self, server: str, grace: float, control: Control) -> bool:
@@ -321,14 +327,43 @@ class Host:
         sealed.arrived = {"disks": {"disk-0": sealed.digest()}}
         return sealed.arrived
 
+    def copy_on(self, order: Order, control: Control) -> None:
+        self.touch("copy_on")
+
+    def push_held(self, order: Order, control: Control) -> Facts:
+        self.touch("push_held")
+        if self.process is not PowerState.PAUSED:
+            raise StepError("the disks may change")
+        peer = self._target(order)
+        found = peer.arriving(order.attempt)
+        if found is None or self.live is None:
+            raise StepError(f"{peer.name} does not receive")
+        found.writes = list(self.live.writes)
+        self.touch("pushed_held")
+        self.live.arrived = {"disks": {"disk-0": self.live.digest()}, "attempt": order.attempt}
+        return self.live.arrived
+
+    def _target(self, order: Order) -> Host:
+        assert order.work.target is not None
+        peer = self.peers[order.work.target.host]
+        if not peer.up:
+            raise StepError(f"{peer.name} is away")
+        return peer
+
+    def arriving(self, attempt: str) -> Copy | None:
+        """Return the directory into which an attempt's copy comes."""
+        return self.live if self.live is not None and self.live.attempt == attempt else self.incoming.get(attempt)
+
     def pushed(self, order: Order) -> Facts | None:
-        sealed = self.sealed.get(order.attempt)
-        return sealed.arrived if sealed is not None else None
+        held = self.sealed.get(order.attempt) or self.live
+        arrived = held.arrived if held is not None else None
+        return arrived if arrived and arrived.get("attempt", order.attempt) == order.attempt else None
 
     def verify(self, order: Order, control: Control) -> Facts:
         self.touch("verify_disks")
-        found = self.incoming.get(order.attempt)
-        if found is None or found.digest() != order.results["copy_disks"]["disks"]["disk-0"]:
+        found = self.arriving(order.attempt)
+        sent = order.results.get("copy_disks") or order.results["move_memory"]
+        if found is None or found.digest() != sent["disks"]["disk-0"]:
             raise StepError("the copy differs from what was sent")
         return {}
 
@@ -337,6 +372,67 @@ class Host:
         self.incoming[order.attempt].size_mb = order.work.guest.disks[0].size_mb
         self.touch("resized")
         return {}
+
+
+class Crossing:
+    """The memory of a guest that moves while it runs: all of it, or nothing."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def describe(self, order: Order) -> Facts:
+        self._host.touch("describe")
+        if self._host.process is not PowerState.RUNNING:
+            raise StepError("it does not run")
+        return {"definition": definition_of(order)}
+
+    def check(self, order: Order) -> None:
+        self._host.touch("check_processor")
+
+    def expect(self, order: Order, control: Control) -> None:
+        if self._host.process not in ALIVE:
+            self._host.create_paused(order.server)
+        self._host.has_memory = False
+        self._host.touch("expected")
+
+    def forget(self, order: Order) -> None:
+        self._host.destroy(order.server)
+
+    def begin(self, order: Order, control: Control) -> float | None:
+        self._host.touch("begin_memory")
+        if self._host.process is not PowerState.RUNNING:
+            raise StepError("it does not run any more")
+        return None
+
+    def is_held(self, order: Order, control: Control) -> bool:
+        self._host.touch("hold")
+        if self._host.process is not PowerState.RUNNING:
+            raise StepError("its process ended")
+        self._host.process = PowerState.PAUSED
+        self._host.touch("held")
+        return True
+
+    def complete(self, order: Order, control: Control) -> Facts:
+        self._host.touch("complete")
+        peer = self._host._target(order)
+        if peer.process is not PowerState.PAUSED or self._host.process is not PowerState.PAUSED:
+            raise StepError("nobody waits for it")
+        peer.has_memory = self._host.gave_memory = True
+        self._host.touch("completed")
+        return {"memory_bytes": 1}
+
+    def is_gone(self, order: Order) -> bool:
+        return self._host.process is PowerState.PAUSED and self._host.gave_memory
+
+    def give_up(self, order: Order) -> None:
+        self._host.touch("give_up")
+        if self._host.process is PowerState.PAUSED and not self._host.gave_memory:
+            self._host.process = PowerState.RUNNING
+
+    def await_arrival(self, order: Order, control: Control) -> None:
+        self._host.touch("await_arrival")
+        if not self._host.has_memory:
+            raise StepError("its memory has not come")
 
 
 class Promises(LedgerGrants):

@@ -28,6 +28,7 @@ class Scenario:
 
     `well`: how it ends when nothing fails for good, whatever crashes or is lost: (outcome, where), with `window` for
     an undo window that is open. `ill`: how it may end as well when a step fails. `runs`: whether the guest runs then.
+    `fragile`: a crash may turn it back, because a guest's memory does not outlive its process.
     A `variant` of another scenario is gone through in samples, but for `make proof`.
     """
 
@@ -41,6 +42,7 @@ class Scenario:
     built: bool = True
     runs: bool = True
     variant: bool = False
+    fragile: bool = False
 
     @property
     def cancelled(self) -> tuple[str, str]:
@@ -101,6 +103,11 @@ def build(cluster: Cluster) -> None:
     cluster.start(Kind.BUILD, protocols.BUILD, new_flavor=SMALL)
 
 
+def live(cluster: Cluster) -> None:
+    """A server moves while it runs."""
+    cluster.start(Kind.LIVE, protocols.LIVE)
+
+
 def confirm(cluster: Cluster) -> None:
     """The user says yes."""
     cluster.verdict(Verdict.CONFIRM)
@@ -157,6 +164,7 @@ SCENARIOS = (
     reverted("revert on one host", resized, hosts=ONE, variant=True),
     reverted("revert of a server that is off", moved_while_off, runs=False, variant=True),
     Scenario("build", P.BUILD, build, ("completed", "target"), (("error", "nowhere"),), built=False),
+    Scenario("live", P.LIVE, live, ("completed", "target"), (STAYED,), fragile=True),
     Scenario("evacuate on a proof", P.EVACUATE, Cluster.evacuate, ("completed", "target"), (STAYED,), reach=dark),
     Scenario(
         "evacuate a host that returns", P.EVACUATE, Cluster.evacuate, ("completed", "target"), (STAYED,), reach=silent,

@@ -179,6 +179,9 @@ class Memory(Protocol):
     def complete(self, order: Order, control: Control) -> Facts:
         """Send the last of it; afterwards the guest does not run again by itself. Facts: `memory_bytes`."""
 
+    def is_gone(self, order: Order) -> bool:
+        """Return whether all of it was sent, and the process that gave it away is still held."""
+
     def give_up(self, order: Order) -> None:
         """Send no more of it; a guest that is held then runs on. One that is not under way is accepted."""
 

@@ -172,7 +172,7 @@ LIVE = Protocol("live", 1, (
     DEFINE_GUEST,
     HostStep("expect_guest", T, live.expect, live.forget, again.is_simple, limit(60 * SECOND),
         why="The process that takes the guest over is made before the guest is held, so that only memory is to come."),
-    HostStep("move_memory", S, live.move, live.stay, again.is_simple, STALL(30), word=True, raises=True,
+    HostStep("move_memory", S, live.move, live.stay, live.is_moved, STALL(30), word=True, raises=True,
         why="The guest runs until the last of its memory; then it is held, whole at the source, and sealed."),
     VERIFY_DISKS, HAND_OVER,
     HostStep("resume_guest", T, live.arrive, guest.revoke, guest.is_running, limit(30 * SECOND),

@@ -182,7 +182,10 @@ class FakeDisks:
 
     def push_held(self, order: Order, control: Control) -> Facts:
         """Send every disk as it is, now that the guest is held."""
-        return self._send(order, control)
+        facts = self._send(order, control)
+        with in_words("write", self._record(order)):
+            write_durably(self._record(order), json.dumps(facts))
+        return facts
 
     def pushed(self, order: Order) -> Facts | None:
         """Return what `push` returned, when the target holds everything that it sent."""
@@ -229,7 +232,9 @@ class FakeDisks:
         return {"grown_to_mb": grown}
 
     def _record(self, order: Order) -> Path:
-        return self._directories.sealed(order.server, order.attempt) / f"pushed-{order.attempt}.json"
+        sealed = self._directories.sealed(order.server, order.attempt)
+        home = sealed if sealed.is_dir() else self._directories.live(order.server)
+        return home / f"pushed-{order.attempt}.json"
 
 
 def carried(directories: HostDirectories, order: Order) -> list[Path]:

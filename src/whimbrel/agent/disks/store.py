@@ -126,7 +126,11 @@ class HostDisks:
 
     def push_held(self, order: Order, control: Control) -> Facts:
         """Send what the guest wrote last; it is held and its disks are at rest. Facts as those of `push`."""
-        return self._copies.finish_held(order, control)
+        facts = self._copies.finish_held(order, control) | {"shared": False}
+        record = self._pushed(order)
+        with in_words("write", record):
+            write_durably(record, json.dumps(facts))
+        return facts
 
     def pushed(self, order: Order) -> Facts | None:
         """Return what `push` returned, when the target holds everything that it sent."""
@@ -206,7 +210,7 @@ class HostDisks:
         return {"bytes": 0, "allocated": 0, "disks": disks}
 
     def _pushed(self, order: Order) -> Path:
-        return self._directories.sealed(order.server, order.attempt) / f"pushed-{order.attempt}.json"
+        return self._channels.home(order) / f"pushed-{order.attempt}.json"
 
 
 def _read_back(incoming: Path, name: str, control: Control) -> dict[str, Any]:

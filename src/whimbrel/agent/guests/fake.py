@@ -245,6 +245,10 @@ class FakeMemory:
         """Nothing is left to be sent."""
         return {"memory_bytes": 0}
 
+    def is_gone(self, order: Order) -> bool:
+        """Return whether the process is still held."""
+        return self._guests.state(order.server) is PowerState.PAUSED
+
     def give_up(self, order: Order) -> None:
         """Nothing is under way."""
 

@@ -223,6 +223,11 @@ class LibvirtMemory:
         self._end(order.server)
         return {"memory_bytes": sent.bytes}
 
+    def is_gone(self, order: Order) -> bool:
+        """Return whether all of it was sent, and the process that gave it away is still held."""
+        held = self._guests.state(order.server) is PowerState.PAUSED
+        return held and self._query(order.server)["status"] == "completed"
+
     def give_up(self, order: Order) -> None:
         """Send no more of it; a guest that is held then runs on. One that is not under way is accepted."""
         if self._guests.state(order.server) in ALIVE:

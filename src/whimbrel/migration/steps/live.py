@@ -7,6 +7,7 @@ has it; at the target it waits. Whichever side the conductor decides for lets it
 from __future__ import annotations
 
 from whimbrel.domain.errors import StepError
+from whimbrel.domain.migration import Answer
 from whimbrel.domain.server import PowerState
 from whimbrel.migration.messages import Facts, Order
 from whimbrel.migration.ports import Control, World
@@ -47,6 +48,9 @@ def forget(world: World, order: Order, control: Control) -> Facts:
 
 def move(world: World, order: Order, control: Control) -> Facts:
     """Send the memory while the guest runs, hold it, send the last of its disks and of its memory, and seal."""
+    gone = _gone(world, order)
+    if gone is not None:
+        return gone
     world.channels.take_slot(order, control)
     try:
         stopped_at = world.memory.begin(order, control)
@@ -65,6 +69,20 @@ def move(world: World, order: Order, control: Control) -> Facts:
         world.channels.close(order)
 
 
+def is_moved(world: World, order: Order, control: Control) -> tuple[Answer, Facts]:
+    """Moved means: sealed, everything sent, and the process still held."""
+    facts = _gone(world, order)
+    return (Answer.NOT_DONE, {}) if facts is None else (Answer.DONE, facts)
+
+
+def _gone(world: World, order: Order) -> Facts | None:
+    """Return what `move` told of this attempt when it was done, None if it was not."""
+    facts = world.disks.pushed(order)
+    if facts is None or not world.grants.is_sealed(order.server) or not world.memory.is_gone(order):
+        return None
+    return {**facts, "power_state": PowerState.PAUSED}
+
+
 def stay(world: World, order: Order, control: Control) -> Facts:
     """The guest goes on at the source, from where it was held; if its process is gone, it starts anew."""
     definition = world.directories.saved_definition(order.server, order.attempt)
@@ -78,10 +96,15 @@ def stay(world: World, order: Order, control: Control) -> Facts:
 
 def arrive(world: World, order: Order, control: Control) -> Facts:
     """Let the guest run on here; one whose memory has not come whole is never started in its place."""
-    world.memory.await_arrival(order, control)
-    state = world.guests.state(order.server)
-    if state not in guest.ALIVE:
-        raise StepError(f"The process that was to take over server {order.server} on {order.host} is gone.")
+    released = world.grants.was_released(order.server, order.epoch)
+    try:
+        if not released:
+            world.memory.await_arrival(order, control)
+        if world.guests.state(order.server) not in guest.ALIVE:
+            raise StepError(f"The process that was to take over server {order.server} on {order.host} is gone.")
+    except StepError as error:
+        error.facts["released"] = released
+        raise
     return guest.start(world, order, control)
 
 
