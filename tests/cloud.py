@@ -76,6 +76,10 @@ class Server:
         """Ask for a cold migration, to this host or to any."""
         self.act("migrate", {"host": host} if host else None)
 
+    def migrate_live(self, host: str | None = None) -> None:
+        """Ask for a live migration, to this host or to any."""
+        self.act("os-migrateLive", {"host": host, "block_migration": "auto"})
+
     def resize(self, flavor: str) -> None:
         """Ask for a resize to the flavor of this name."""
         self.act("resize", {"flavorRef": self.cloud.flavor(flavor)})
@@ -119,7 +123,7 @@ class Server:
     def migration(self) -> Json:
         """Return Whimbrel's own document of the newest migration that moves the server."""
         rows: list[Json] = self.cloud.get("/v1/migrations", root="whimbrel", server=self.id)["migrations"]
-        return next(row for row in rows if row["kind"] in ("migration", "resize", "evacuation"))
+        return next(row for row in rows if row["kind"] in ("migration", "resize", "evacuation", "live-migration"))
 
     def steps(self) -> dict[str, Json]:
         """Return the rows of the newest segment's last attempt by name."""

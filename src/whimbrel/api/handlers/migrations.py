@@ -13,6 +13,7 @@ from whimbrel.api.views import links
 from whimbrel.api.views import migrations as view
 from whimbrel.api.views.state import migration_status
 from whimbrel.domain.errors import Forbidden, Invalid, NotFound
+from whimbrel.domain.migration import Kind
 from whimbrel.store import actions, hosts_view, migrations, moves
 from whimbrel.store.migrations import Begun
 from whimbrel.store.moves import MOVES, Move, Search
@@ -103,8 +104,20 @@ def _marker(tx: Connection, call: Call) -> int | None:
 
 async def of_server(call: Call) -> Reply:
     """List the live migrations in progress of a server: cold ones have no place in this list."""
-    await call.services.store.read(finding.server, call)
-    return Reply(body={"migrations": []})
+    found, addresses = await call.services.store.read(_in_progress, call)
+    return Reply(body={"migrations": [_shown(call, move, addresses) for move in found]})
+
+
+def _in_progress(tx: Connection, call: Call) -> tuple[list[Move], dict[str, str]]:
+    server = finding.server(tx, call)
+    search = Search(kinds=(Kind.LIVE,), server_id=server.id, open=True)
+    return moves.page(tx, search, None, 1), {name: row.address for name, row in hosts_view.rows(tx).items()}
+
+
+def _shown(call: Call, move: Move, addresses: dict[str, str]) -> dict[str, Any]:
+    word = call.services.hub.newest(move.row.id, (move.row.source, move.row.target))
+    hosts = finding.may(call, "os_compute_api:os-migrations:index:host")
+    return view.in_progress(move, word, call.version, hosts=hosts, addresses=addresses)
 
 
 async def cancel(call: Call) -> Reply:
@@ -129,6 +142,10 @@ async def cancel(call: Call) -> Reply:
 
 
 async def show_of_server(call: Call) -> Reply:
-    """Say that this server has no such live migration in progress."""
-    row = await call.services.store.read(finding.server, call)
-    raise NotFound(f"Migration {call.params['migration_id']} for server {row.id} is not live-migration.")
+    """Show a live migration in progress of this server; any other is not found here."""
+    found, addresses = await call.services.store.read(_in_progress, call)
+    wanted = call.params["migration_id"]
+    for move in found:
+        if wanted in (str(move.row.id), move.row.uuid):
+            return Reply(body={"migration": _shown(call, move, addresses)})
+    raise NotFound(f"Live migration {wanted} of server {call.params['id']} is not in progress.")
