@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.passes import with_pass
 from whimbrel.domain.migration import Verb, Where
 from whimbrel.domain.server import Disk, DiskRole, Guest, Image, Nic, PowerAction
 from whimbrel.lab import Lab
@@ -29,8 +30,7 @@ from whimbrel.lab.guest import image as guest_image
 from whimbrel.lab.network import GUEST_BRIDGE
 from whimbrel.lab.processes import ENVIRONMENT, enter, wait_until
 from whimbrel.migration.messages import Order, Place, Work
-from whimbrel.migration.protocols import HostStep
-from whimbrel.migration.protocols import protocol as table
+from whimbrel.migration.protocols import PROTOCOLS, HostStep
 from whimbrel.ops import clock
 
 pytestmark = pytest.mark.real
@@ -79,11 +79,12 @@ class Bench:
         """Send an order without waiting for its answer."""
         self.number += verb != "probe"  # a probe asks about the order before it
         order = Order(
-            host, work.guest.uuid, 1, 0, attempt, protocol, 1, step, Verb.DO, self.number, self.number, 60.0, work,
+            host, work.guest.uuid, 1, 0, attempt, protocol, PROTOCOLS[protocol].version, step, Verb.DO, self.number, self.number, 60.0, work,
             self.results,
         )  # fmt: skip
         driver = self.driver(host)
         assert driver.stdin
+        order = with_pass(self.lab, order)
         driver.stdin.write(msgspec.json.encode({"order": order, "verb": verb, **how}) + b"\n")
         driver.stdin.flush()
 
@@ -212,7 +213,7 @@ def forward(bench: Bench, work: Work, attempt: str, protocol: str) -> None:
     """Do a move's steps in order, as the conductor would."""
     assert work.source and work.target
     bench.results = {}
-    for step in table(protocol, 1).steps:
+    for step in PROTOCOLS[protocol].steps:
         if isinstance(step, HostStep):
             host = work.source.host if step.where is Where.SOURCE else work.target.host
             bench.do(host, step.name, work, attempt, protocol)

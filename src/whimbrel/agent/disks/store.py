@@ -24,7 +24,7 @@ from whimbrel.agent.disks.channel import SshChannels
 from whimbrel.agent.disks.configdrive import make_config_drive
 from whimbrel.agent.disks.copies import Copies, Log, is_carried
 from whimbrel.agent.disks.frames import CACHE, RECEIVED
-from whimbrel.agent.disks.incoming import Incoming, seen
+from whimbrel.agent.disks.incoming import Incoming, declared, seen
 from whimbrel.domain.errors import StepError
 from whimbrel.domain.server import Disk, DiskRole, Image
 from whimbrel.migration.messages import Facts, Order, Work
@@ -81,6 +81,7 @@ class HostDisks:
                     "attempt": order.attempt,
                     "host": self._host,
                     "disks": [asdict(disk) for disk in order.work.guest.disks],
+                    "receives": {} if building else declared(order.work.old.disks),
                 },
             )
             sync_directory(self._directories.root)
@@ -183,7 +184,7 @@ class HostDisks:
             return None
         if image is None or root.base not in (None, image.sha256):
             raise StepError(f"The order does not name base image {root.base}, on which server {order.server} stands.")
-        self._cache.link(image, incoming / qcow2.BASE, self._channels.base_image(order), control)
+        self._cache.link(image, incoming / qcow2.BASE, self._channels.base_image(order, control), control)
         return image
 
     def _link_shared(self, order: Order, paths: list[Path]) -> Facts:
@@ -205,7 +206,7 @@ def _read_back(incoming: Path, name: str, control: Control) -> dict[str, Any]:
     """Read a file back from the disk; return its size and digest."""
     directory = os.open(incoming, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        file = Incoming(directory, name)
+        file = Incoming(directory, name, (incoming / name).stat().st_size)
         try:
             read = 0
 
