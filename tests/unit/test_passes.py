@@ -28,6 +28,7 @@ from whimbrel.identity.enrolment import Enrolment, enroll, public_half
 from whimbrel.migration.messages import Ask, Order, Pass
 from whimbrel.migration.presence import Channel
 from whimbrel.ops import clock, settings
+from whimbrel.store import hosts_view
 from whimbrel.store.engine import Store
 from whimbrel.store.tables import metadata
 
@@ -98,6 +99,10 @@ def test_who_opens_no_channel_is_given_no_pass(store: Store, tmp_path: Path) -> 
         order("copy_disks", 5, protocol="of-another-release"),
     ):
         assert store.read_now(passes.give, each).channel is None
+    store.write_now(lambda tx: hosts_view.change(tx, 1, forced_down=True))
+    assert store.read_now(passes.give, order("open_channel", 5)).channel is None
+    store.write_now(lambda tx: hosts_view.change(tx, 1, forced_down=False))
+    assert store.read_now(passes.give, order("open_channel", 5)).channel is not None
     hear(store, "h2", 2, tmp_path, enrolled=False)
     assert store.read_now(passes.give, order("open_channel", 5)).channel is None
 

@@ -30,12 +30,12 @@ class Passes:
         self._authority = authority
 
     def give(self, tx: Connection, order: Order) -> Order:
-        """Return the order with a pass, if it opens a channel and both hosts are enrolled."""
+        """Return the order with a pass, if it opens a channel and both hosts are enrolled and not forced down."""
         way = _way(order)
         if way is None:
             return order
         query = select(hosts.c.name, hosts.c.address, hosts.c.channel).where(
-            hosts.c.name.in_([place.host for place in way[:2]])
+            hosts.c.name.in_([place.host for place in way[:2]]), hosts.c.forced_down.is_(False)
         )
         return self.sign(order, {row.name: (row.address, row.channel) for row in tx.execute(query)})
 

@@ -292,7 +292,7 @@ class SshChannels:
             if newest is None:
                 raise StepError(
                     f"No channel from {here.host} to {there.host}: the order brought no pass, because one of the two "
-                    f"is not enrolled. Run `whimbrel host enroll` on both, and look for why in the conductor's log."
+                    f"is not enrolled, or is forced down. Run `whimbrel host enroll` on both."
                 )
             if newest.until > clock.now() + 1:
                 return newest

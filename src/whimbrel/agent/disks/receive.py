@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from whimbrel.agent.children import start_time
-from whimbrel.agent.directories import HostDirectories, free_bytes, read_manifest, write_durably
+from whimbrel.agent.directories import HostDirectories, free_bytes, read_manifest, write_durably, write_manifest
 from whimbrel.agent.disks.frames import (
     BLOCK,
     CACHE,
@@ -139,12 +139,12 @@ class Receiver:
         )
         self._expect("begin")
         self._inlet.idle = IDLE_WITHIN
-        manifest = read_manifest(incoming)
-        if manifest is None:
+        if read_manifest(incoming) is None:
             raise StepError(f"{incoming} was not prepared for attempt {attempt}.")
-        self._receives = manifest.get("receives", {})
         directory = os.open(incoming, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         _become_only(directory)
+        # Only now that nobody else may write: it may have been shut while this one waited.
+        self._receives = (read_manifest(incoming) or {}).get("receives", {})
         (incoming / RECEIVED).unlink(missing_ok=True)
         self._answer({"begun": True})
         try:
@@ -266,19 +266,37 @@ def _become_only(directory: int) -> None:
 
     The lock is on the directory and goes with its holder; whom to end stands in a file beside the disks.
     """
+    _lock(directory)
+    own = os.open(HOLDER, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600, dir_fd=directory)
+    with os.fdopen(own, "w", encoding="ascii") as file:
+        file.write(f"{os.getpid()} {start_time(os.getpid())}")
+
+
+def shut(incoming: Path) -> None:
+    """Let nothing more be received for an attempt, whoever is still connected; StepError if somebody does not end."""
+    manifest = read_manifest(incoming)
+    if manifest is None:
+        return
+    if manifest.get("receives"):
+        write_manifest(incoming, {**manifest, "receives": {}})
+    directory = os.open(incoming, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        _lock(directory)
+    finally:
+        os.close(directory)
+
+
+def _lock(directory: int) -> None:
     deadline = clock.monotonic() + OTHER_LEAVES_WITHIN
     while True:
         try:
             fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
+            return
         except BlockingIOError:
             _end_other(directory)
         if clock.monotonic() > deadline:
             raise StepError("another copy of the same attempt is under way here and does not end.")
         threading.Event().wait(0.05)
-    own = os.open(HOLDER, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600, dir_fd=directory)
-    with os.fdopen(own, "w", encoding="ascii") as file:
-        file.write(f"{os.getpid()} {start_time(os.getpid())}")
 
 
 def _end_other(directory: int) -> None:

@@ -18,7 +18,7 @@ from whimbrel.agent.directories import (
     write_durably,
     write_manifest,
 )
-from whimbrel.agent.disks import checks, qcow2
+from whimbrel.agent.disks import checks, qcow2, receive
 from whimbrel.agent.disks.cache import ImageCache
 from whimbrel.agent.disks.channel import SshChannels
 from whimbrel.agent.disks.configdrive import make_config_drive
@@ -126,9 +126,14 @@ class HostDisks:
         return _load(self._pushed(order))
 
     def verify(self, order: Order, control: Control) -> Facts:
-        """Hold what the receiver has read back from the target's disk against the digests in the order's results."""
+        """Hold what the receiver has read back from the target's disk against the digests in the order's results.
+
+        First the directory is shut: a source that stays connected could write to what a guest will soon run from.
+        """
         sent = order.results["copy_disks"]
         incoming = self._directories.incoming(order.server, order.attempt)
+        with in_words("shut", incoming):
+            receive.shut(incoming)
         received = (_load(incoming / RECEIVED) or {}).get("files", {})
         for name, expected in sent["disks"].items():
             with in_words("look at", incoming / name):
