@@ -80,12 +80,15 @@ def test_a_target_without_its_bridge_is_refused(cloud: Cloud) -> None:
         assert_refused(cloud, server, "Host h2 has no bridge br-guests")
 
 
-def test_the_sources_libvirtd_is_away_when_the_guest_is_to_be_stopped(cloud: Cloud) -> None:
+@pytest.mark.parametrize("step", ["precopy", "stop_guest"])
+def test_the_sources_libvirtd_is_away_when_it_is_needed_first(cloud: Cloud, step: str) -> None:
     server = cloud.create()
+    if step == "stop_guest":
+        server.stop_first()
     cloud.lab.kill("libvirtd", "h1")
     server.migrate()
-    server.at_step("stop_guest", "doing")
-    server.wait_for_reason("stop_guest", "Start libvirtd")
+    server.at_step(step, "doing")
+    server.wait_for_reason(step, "Start libvirtd")
     assert cloud.runners(server.id) == ["h1"]
     cloud.lab.start("libvirtd", "h1")
     assert_goes_on(cloud, server)

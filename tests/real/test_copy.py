@@ -27,6 +27,7 @@ from whimbrel.agent.disks.store import HostDisks
 from whimbrel.domain.errors import Cancelled, StepError, TimedOut
 from whimbrel.domain.server import Disk, DiskRole, Image
 from whimbrel.identity.authority import RECEIVE, SshAuthority
+from whimbrel.lab.processes import wait_until
 from whimbrel.migration.messages import Order, Place
 from whimbrel.ops import clock
 
@@ -509,6 +510,7 @@ def test_a_disk_that_is_written_to_meanwhile_arrives_as_it_is_in_the_end(pair: P
     pair.source.names.seal(UUID, ATTEMPT)
     if lost == "channel":
         os.kill(receiver(pair), signal.SIGKILL)
+        assert wait_until(lambda: not pair.source.channels.is_open(pair.order("copy_disks", **work)), 10)
     if lost == "agent":
         source = HostDisks(pair.settings, pair.source.channels, log=log)
         pair.source.channels.close(pair.order("copy_disks", **work))

@@ -78,10 +78,9 @@ class Bench:
     def say(self, host: str, step: str, work: Work, attempt: str, protocol: str, verb: str, **how: float) -> None:
         """Send an order without waiting for its answer."""
         self.number += verb != "probe"  # a probe asks about the order before it
-        version = PROTOCOLS[protocol].version
         order = Order(
-            host, work.guest.uuid, 1, 0, attempt, protocol, version, step, Verb.DO, self.number, self.number, 60.0,
-            work, self.results,
+            host, work.guest.uuid, 1, 0, attempt, protocol, PROTOCOLS[protocol].version, step, Verb.DO, self.number,
+            self.number, 60.0, work, self.results,
         )  # fmt: skip
         driver = self.driver(host)
         assert driver.stdin
