@@ -14,6 +14,7 @@ from tests.unit.orders import WORK, order
 from tests.unit.test_conductor import Refusing
 from whimbrel.agent.control import StepControl
 from whimbrel.agent.disks.channel import SshChannels
+from whimbrel.agent.service import Inbox, TakesPasses
 from whimbrel.conductor import hosts as host_books
 from whimbrel.conductor import timers
 from whimbrel.conductor.passes import Passes
@@ -146,6 +147,28 @@ def test_a_channel_waits_for_a_pass_that_is_good_now_and_says_why_none_came(
         assert Path(files["UserKnownHostsFile"]).read_text() == "h2 ssh-ed25519 K\n"
         assert argv[-1] == "h2", "what is to run there is the pass's to say"
     assert not list((tmp_path / "run").iterdir())
+
+
+class Busy:
+    """An executor at work, to which nothing is new."""
+
+    closing = False
+
+    async def ask(self, order: Order) -> None:
+        pass
+
+
+@pytest.mark.anyio
+async def test_an_agent_keeps_the_pass_that_a_question_brings(tmp_path: Path) -> None:
+    agent = settings.Agent("h1", "10.0.0.1", str(tmp_path), run_dir=str(tmp_path / "run"))
+    channels = SshChannels(agent, None)  # type: ignore[arg-type]
+    assert isinstance(channels, TakesPasses)
+    inbox = Inbox(agent, Busy(), None, None, None, channels)  # type: ignore[arg-type]
+    held = replace(order("copy_disks", 6), channel=Pass("old", clock.now() - 1, "k", 22))
+    await inbox.take(Ask(replace(held, channel=Pass("fresh", clock.now() + 60, "k", 22))))
+    source, target = WORK.source, WORK.target
+    assert source and target
+    assert channels._pass(held, target, source, StepControl(5)).certificate == "fresh"
 
 
 def test_a_host_cannot_be_enrolled_without_an_authority_or_an_address(tmp_path: Path) -> None:
