@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
 
 from tests.pair import ATTEMPT, GUEST, MIB, UUID, Pair, patience
 from whimbrel.agent.disks.frames import DATA, HEADER, MESSAGE, VERSION, content_of, message
-from whimbrel.domain.errors import StepError
 from whimbrel.domain.server import Disk, DiskRole
 from whimbrel.identity import authority
 from whimbrel.identity.authority import RECEIVE, SshAuthority
@@ -203,22 +202,21 @@ def test_more_than_was_declared_is_refused(pair: Pair) -> None:
 
 def test_a_source_that_stays_connected_writes_no_more_once_the_copy_is_verified(pair: Pair) -> None:
     """Else it could write into the disk from which the guest then runs."""
-    argv = Thief(pair).argv("ssh", "127.0.0.1")
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as session:
-        assert session.stdin and session.stdout
-        session.stdin.write(b"".join([HELLO, BEGIN, file("disk-0", 4096), data(b"a" * 4096), message({"check": True})]))
-        session.stdin.flush()
-        heard = b""
-        while b"checked" not in heard:
-            heard += os.read(session.stdout.fileno(), 4096)
-        with suppress(StepError):  # what it says of the copy is not what is tried here
-            pair.verify({"disks": {"disk-0": {"size": 4096, "digest": ""}}})
-        assert session.wait(10) is not None, "the receiver is gone"
-        with suppress(BrokenPipeError):
-            session.stdin.close()
-    answer = Thief(pair).speak(HELLO, BEGIN, file("disk-0", 4096), data(b"b" * 4096), END)[-1]
-    assert "was not declared" in answer["error"]
-    assert pair.received("disk-0").read_bytes() == b"a" * 4096
+    most = GUEST.disks[0].size_mb * MIB
+    copy = [file("disk-0", most), data(b"a" * 4096)]
+    with subprocess.Popen(Thief(pair).argv("ssh", "127.0.0.1"), stdin=PIPE, stdout=PIPE) as early:
+        assert early.stdin and early.stdout
+        early.stdin.write(HELLO)
+        early.stdin.flush()
+        assert early.stdout.read(1), "it is connected before the copy is verified"
+        answers = Thief(pair).speak(HELLO, BEGIN, *copy, message({"check": True}), END)
+        (digest,) = [answer["checked"]["disk-0"] for answer in answers if "checked" in answer]
+        assert pair.verify({"disks": {"disk-0": {"size": most, "digest": digest}}})["verified_bytes"] == most
+        heard, _ = early.communicate(BEGIN + file("disk-0", most) + data(b"b" * 4096), timeout=20)
+    assert b"was not declared" in heard
+    assert "was not declared" in Thief(pair).speak(HELLO, BEGIN, *copy)[-1]["error"]
+    with pair.received("disk-0").open("rb") as disk:
+        assert disk.read(4096) == b"a" * 4096
 
 
 def test_enrolling_again_makes_the_old_keys_useless(pair: Pair) -> None:

@@ -20,6 +20,8 @@ import signal
 import sys
 import threading
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -272,16 +274,19 @@ def _become_only(directory: int) -> None:
         file.write(f"{os.getpid()} {start_time(os.getpid())}")
 
 
-def shut(incoming: Path) -> None:
-    """Let nothing more be received for an attempt, whoever is still connected; StepError if somebody does not end."""
-    manifest = read_manifest(incoming)
-    if manifest is None:
-        return
-    if manifest.get("receives"):
-        write_manifest(incoming, {**manifest, "receives": {}})
+@contextmanager
+def shut(incoming: Path) -> Iterator[None]:
+    """Let nobody write into an attempt's directory meanwhile, whoever is connected; nor ever again if all goes well.
+
+    After an exception another copy may be tried. StepError if somebody does not end.
+    """
     directory = os.open(incoming, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         _lock(directory)
+        yield
+        manifest = read_manifest(incoming)
+        if manifest and manifest.get("receives"):
+            write_manifest(incoming, {**manifest, "receives": {}})
     finally:
         os.close(directory)
 

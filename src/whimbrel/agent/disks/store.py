@@ -128,12 +128,14 @@ class HostDisks:
     def verify(self, order: Order, control: Control) -> Facts:
         """Hold what the receiver has read back from the target's disk against the digests in the order's results.
 
-        First the directory is shut: a source that stays connected could write to what a guest will soon run from.
+        Then the directory is shut: a source that stays connected could write to what a guest will soon run from.
         """
-        sent = order.results["copy_disks"]
         incoming = self._directories.incoming(order.server, order.attempt)
-        with in_words("shut", incoming):
-            receive.shut(incoming)
+        with in_words("verify the disks in", incoming), receive.shut(incoming):
+            return self._verify(order, incoming, control)
+
+    def _verify(self, order: Order, incoming: Path, control: Control) -> Facts:
+        sent = order.results["copy_disks"]
         received = (_load(incoming / RECEIVED) or {}).get("files", {})
         for name, expected in sent["disks"].items():
             with in_words("look at", incoming / name):
