@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks.fault_table import PEER_ROWS, write_table
 from tests.cloud import Cloud, Server, wait_for
 from tests.fault.auditor import Auditor, Rest, verdict
-from tests.fault.test_channel import nothing, replaced
+from tests.fault.test_channel import another_host_key, no_authority
 from whimbrel.lab import Lab
 from whimbrel.lab.configs import INSTANCES_DIR
 from whimbrel.lab.processes import members, start_time
@@ -94,15 +94,13 @@ def target_agent_verifying(stage: Stage, undo: ExitStack) -> None:
 
 def unknown_host_key(stage: Stage, undo: ExitStack) -> None:
     """(iii-a) the target's host key is unknown."""
-    known = stage.cloud.lab.dir / "ssh/known_hosts"
-    undo.enter_context(replaced(known, lambda lines: [line for line in lines if not line.startswith(stage.target)]))
+    undo.enter_context(another_host_key(stage.cloud, stage.target))
     stage.migrate()
 
 
 def refused_key(stage: Stage, undo: ExitStack) -> None:
     """(iii-b) the target's sshd does not accept the source's key."""
-    keys = stage.cloud.lab.host(stage.target).dir / "run/ssh/authorized_keys"
-    undo.enter_context(replaced(keys, nothing))
+    undo.enter_context(no_authority(stage.cloud, stage.target))
     stage.migrate()
 
 

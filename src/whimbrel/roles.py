@@ -66,7 +66,9 @@ async def scheduler(conf: settings.Settings, bus: Bus) -> None:
 
 async def conductor(conf: settings.Settings, bus: Bus) -> None:
     """Decide."""
+    from whimbrel.conductor.passes import Passes
     from whimbrel.conductor.service import Conductor
+    from whimbrel.identity.authority import SshAuthority
     from whimbrel.identity.tokens import Tokens
 
     tokens = Tokens(Path(conf.identity.key_file), conf.identity.token_lifetime)
@@ -74,7 +76,8 @@ async def conductor(conf: settings.Settings, bus: Bus) -> None:
     def ticket_url(image_id: str) -> str:
         return f"{conf.conductor.image_url}/v2/images/{image_id}/file?ticket={tokens.ticket(image_id)}"
 
-    await Conductor(conf, _store(conf), bus, ticket_url).run()
+    passes = Passes(SshAuthority.load(Path(conf.channels.authority_file)))
+    await Conductor(conf, _store(conf), bus, ticket_url, passes).run()
 
 
 async def agent(conf: settings.Settings, bus: Bus) -> None:

@@ -17,12 +17,13 @@ from typing import Any
 
 import pytest
 
+from tests.passes import with_pass
 from whimbrel.domain.server import Disk, DiskRole, Image
 from whimbrel.lab import Lab
 from whimbrel.lab.broker import Broker
 from whimbrel.lab.guest import image as guest_image
 from whimbrel.lab.processes import ENVIRONMENT, enter
-from whimbrel.migration.messages import Place
+from whimbrel.migration.messages import Order, Place
 from whimbrel.migration.ports import World
 
 
@@ -71,6 +72,9 @@ class RealHosts:
 
     def place(self, host: str) -> Place:
         return Place(host, self._lab.host(host).address)
+
+    def signed(self, order: Order) -> Order:
+        return with_pass(self._lab, order)
 
     def instances(self, host: str) -> Path:
         return self._lab.host(host).dir / "instances"

@@ -78,6 +78,10 @@ class FakeHosts:
     def place(self, host: str) -> Place:
         return Place(host, host)
 
+    def signed(self, order: Order) -> Order:
+        """These need no pass."""
+        return order
+
     def instances(self, host: str) -> Path:
         return Path(self._settings[host].instances_dir)
 
@@ -137,7 +141,7 @@ class Story:
             "work": work,
             "results": self.results,
         }
-        return Order(**{**fields, **changes})
+        return self.hosts.signed(Order(**{**fields, **changes}))
 
     def do(self, host: str, table: str, step: str, control: Any = None, **changes: Any) -> Facts:
         """Do or undo a row as the agent would, and keep what it found."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,13 +17,11 @@ pytestmark = pytest.mark.real
 
 def test_a_way_that_is_barred_costs_the_guest_nothing(cloud: Cloud) -> None:
     server = cloud.create()
-    known, keys = cloud.lab.dir / "ssh/known_hosts", cloud.lab.host("h2").dir / "run/ssh/authorized_keys"
     bars = (
-        (replaced(known, without_h2), ("h1 does not know the host key of h2", "known_hosts")),
-        (replaced(known, swapped), ("the host key of h2", "is not the one that h1 knows")),
-        (replaced(keys, nothing), ("h2", "refused the key of h1", "authorized_keys")),
+        (another_host_key(cloud, "h2"), ("the host key of h2", "is not the one that h2 told of itself")),
+        (no_authority(cloud, "h2"), ("h2", "refused the pass of h1", "channel_authorities")),
         (no_route(cloud), ("h1 cannot reach h2",)),
-        (no_daemon(cloud), ("nothing listens on h2", "Start sshd")),
+        (no_daemon(cloud), ("nothing listens on h2", "Start the sshd")),
     )
     for bar, words in bars:
         with bar:
@@ -40,20 +38,21 @@ def replaced(path: Path, change: Callable[[list[str]], list[str]]) -> Iterator[N
     path.write_text(before)
 
 
-def nothing(lines: list[str]) -> list[str]:
-    """Leave no line."""
-    return []
+@contextmanager
+def another_host_key(cloud: Cloud, host: str) -> Iterator[None]:
+    """Let a host's sshd be known by another key than the host has told of."""
+    own = cloud.lab.host(host).dir / "var-lib-libvirt/channel"
+    with replaced(own / "host_key", lambda _: (own / "channel_key").read_text().splitlines()):
+        cloud.lab.kill("sshd", host)
+        cloud.lab.start("sshd", host)
+        yield
+    cloud.lab.kill("sshd", host)
+    cloud.lab.start("sshd", host)
 
 
-def without_h2(lines: list[str]) -> list[str]:
-    """Leave out what is known of h2."""
-    return [line for line in lines if not line.startswith("h2,")]
-
-
-def swapped(lines: list[str]) -> list[str]:
-    """Give each host the key of the other."""
-    names, keys = zip(*(line.split(" ", 1) for line in lines), strict=True)
-    return [f"{name} {key}" for name, key in zip(names, reversed(keys), strict=True)]
+def no_authority(cloud: Cloud, host: str) -> AbstractContextManager[None]:
+    """Let a host's sshd take nobody's passes."""
+    return replaced(cloud.lab.host(host).dir / "var-lib-libvirt/channel/authorities", lambda _: [])
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from tests.unit.test_images import qcow2
 from whimbrel.agent.directories import MANIFEST, read_manifest
 from whimbrel.agent.disks.checks import refuse_disk, refuse_image
 from whimbrel.agent.disks.configdrive import meta_data, network_data
-from whimbrel.agent.disks.frames import BLOCK, DATA, HEADER, MESSAGE, MESSAGE_LIMIT
+from whimbrel.agent.disks.frames import BLOCK, DATA, HEADER, HOLDER, MESSAGE, MESSAGE_LIMIT, VERSION
 from whimbrel.agent.disks.receive import Inlet, Receiver
 from whimbrel.agent.guests import xml
 from whimbrel.cli import bootstrap, login
@@ -207,12 +207,12 @@ def test_a_manifest_is_an_object_or_nothing(folder: Path, content: bytes) -> Non
 
 
 SERVER, ATTEMPT = "6f1c2a52-54c1-4f8a-9d6e-6b8f2f2b7d10", "7-1"
-HELLO = {"hello": 1, "server": SERVER, "attempt": ATTEMPT}
+HELLO = {"hello": VERSION}
 MESSAGES = st.one_of(
     TREES.map(lambda tree: json.dumps(tree).encode()),
     st.sampled_from([
         json.dumps(each).encode() for each in (
-            HELLO, {**HELLO, "server": "../.."}, {**HELLO, "attempt": "../x"}, {**HELLO, "probe": True},
+            HELLO, {**HELLO, "server": "../..", "attempt": "../x"}, {**HELLO, "probe": True},
             {"begin": True},
             {"file": "disk-0", "size": 64}, {"file": "disk-0", "size": -1}, {"file": "disk-0", "size": "x"},
             {"file": "disk-0", "size": 2**70}, {"file": "../disk-0", "size": 1}, {"file": "disk-0", "size": 1.5},
@@ -242,14 +242,14 @@ def test_a_receiver_survives_what_a_source_sends(
     root = tmp_path_factory.mktemp("receiver") / "instances"
     incoming = root / f"{SERVER}.incoming-{ATTEMPT}"
     incoming.mkdir(parents=True)
-    (incoming / MANIFEST).write_text("{}")
+    (incoming / MANIFEST).write_text(json.dumps({"receives": {"disk-0": 4096}}))
     opening = [frame(MESSAGE, json.dumps(each).encode()) for each in (HELLO, {"begin": True})] if politely else []
     answers = converse(root, b"".join([*opening, *frames]))
     for answer in answers:
         assert set(answer) & {"host", "begun", "written", "received", "error"}
     assert {path.name for path in root.parent.iterdir()} == {"instances"}
     assert {path.name for path in root.iterdir()} <= {incoming.name}
-    assert {path.name for path in incoming.iterdir()} <= {MANIFEST, "disk-0", "received.json"}
+    assert {path.name for path in incoming.iterdir()} <= {MANIFEST, HOLDER, "disk-0", "received.json"}
 
 
 def converse(root: Path, sent: bytes) -> list[dict[str, Any]]:
@@ -264,7 +264,7 @@ def converse(root: Path, sent: bytes) -> list[dict[str, Any]]:
     feeder = threading.Thread(target=feed)
     feeder.start()
     try:
-        Receiver("h2", root, Inlet(in_read), out_write).run()
+        Receiver("h2", root, (SERVER, ATTEMPT), Inlet(in_read), out_write).run()
     finally:
         os.close(in_read)
         os.close(out_write)

@@ -5,11 +5,8 @@ from __future__ import annotations
 import filecmp
 import hashlib
 import os
-import shutil
 import signal
-import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -17,134 +14,24 @@ from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event
-from typing import Any
 
 import pytest
 
+from tests.pair import ATTEMPT, DISKS, GUEST, MIB, UUID, Pair, eventually, free_port, patience
 from whimbrel.agent.control import StepControl
-from whimbrel.agent.directories import HostDirectories, write_manifest
-from whimbrel.agent.disks.channel import SshChannels
+from whimbrel.agent.directories import write_manifest
 from whimbrel.agent.disks.extents import allocated, write_zeros
 from whimbrel.agent.disks.frames import GRANULE, Range
 from whimbrel.agent.disks.mapping import read_bitmaps
 from whimbrel.agent.disks.store import HostDisks
 from whimbrel.domain.errors import Cancelled, StepError, TimedOut
-from whimbrel.domain.migration import Verb
-from whimbrel.domain.server import Disk, DiskRole, Guest, Image
+from whimbrel.domain.server import Disk, DiskRole, Image
+from whimbrel.identity.authority import RECEIVE, SshAuthority
 from whimbrel.lab.processes import wait_until
-from whimbrel.migration.messages import Facts, Order, Place, Work
-from whimbrel.migration.protocols import COLD
+from whimbrel.migration.messages import Order, Place
 from whimbrel.ops import clock
-from whimbrel.ops.settings import Agent
 
 pytestmark = pytest.mark.real
-
-UUID = "0c5a6d1e-7b1c-4f67-9a55-1f9d2a4b8c10"
-ATTEMPT = "7-1"
-MIB = 1 << 20
-DISKS = (Disk(0, DiskRole.ROOT, "raw", 256), Disk(1, DiskRole.SWAP, "raw", 4))
-GUEST = Guest(UUID, "witness", 1, 128, DISKS, ())
-
-
-class NoChildren:
-    """The ledger's part, which is not what is tested here."""
-
-    def __init__(self) -> None:
-        self.pids: list[int] = []
-
-    def record_child(self, pid: int, start_time: int, purpose: str) -> None:
-        self.pids.append(pid)
-
-    def forget_child(self, pid: int) -> None:
-        self.pids.remove(pid)
-
-
-class Side:
-    """What one host has."""
-
-    def __init__(self, name: str, root: Path, ssh_config: Path) -> None:
-        root.mkdir(exist_ok=True)
-        settings = Agent(name, "127.0.0.1", str(root), ssh_config=str(ssh_config), max_copies=1)
-        self.children = NoChildren()
-        self.names = HostDirectories(root)
-        self.channels = SshChannels(settings, self.children)
-        self.disks = HostDisks(settings, self.channels)
-
-
-class Pair:
-    """Source and target, with a private sshd before the target."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.port = free_port()
-        self.known_hosts = directory / "known_hosts"
-        self.key = directory / "id"
-        keygen(directory / "host_key")
-        keygen(self.key)
-        self.know(directory / "host_key.pub")
-        self.ssh_config = directory / "ssh_config"
-        self.ssh_config.write_text(
-            f"Host *\n Port {self.port}\n IdentityFile {self.key}\n IdentitiesOnly yes\n"
-            f" UserKnownHostsFile {self.known_hosts}\n GlobalKnownHostsFile none\n"
-        )
-        self.source = Side("h1", directory / "h1", self.ssh_config)
-        self.settings = Agent("h1", "127.0.0.1", str(directory / "h1"), ssh_config=str(self.ssh_config))
-        self.target = Side("h2", directory / "h2", self.ssh_config)
-        self.authorize(f"{sys.executable} -I -m whimbrel.agent.disks.receive --config {directory}/agent.toml")
-        (directory / "agent.toml").write_text(f'[agent]\nhost = "h2"\ninstances_dir = "{directory}/h2"\n')
-        Path("/run/sshd").mkdir(exist_ok=True)
-        config = directory / "sshd_config"
-        config.write_text(
-            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {directory}/host_key\nPidFile none\n"
-            f"AuthorizedKeysFile {directory}/authorized_keys\nStrictModes no\nUsePAM no\n"
-        )
-        self.sshd = subprocess.Popen(["/usr/sbin/sshd", "-D", "-e", "-f", config], stderr=subprocess.DEVNULL)
-        eventually(lambda: can_connect(self.port))
-
-    def know(self, public: Path) -> None:
-        kind, key = public.read_text().split()[:2]
-        self.known_hosts.write_text(f"[127.0.0.1]:{self.port} {kind} {key}\n")
-
-    def authorize(self, command: str) -> None:
-        public = self.key.with_suffix(".pub").read_text()
-        (self.directory / "authorized_keys").write_text(f'restrict,command="{command}" {public}')
-
-    def close(self) -> None:
-        self.sshd.kill()
-        self.sshd.wait()
-
-    def order(self, step: str, results: dict[str, Facts] | None = None, **changes: Any) -> Order:
-        work = replace(Work(GUEST, GUEST, None, Place("h1", "127.0.0.1"), Place("h2", "127.0.0.1"), True, 5), **changes)
-        return Order("h1", UUID, 7, 0, ATTEMPT, "cold", COLD.version, step, Verb.DO, 2, 3, 60, work, results or {})
-
-    def make_server(self, mebibytes: int = 32) -> None:
-        """A stopped server on the source: data and holes in turns, with odd sizes."""
-        live = self.source.names.live(UUID)
-        live.mkdir()
-        with (live / "disk-0").open("wb") as file:
-            file.truncate(256 * MIB)
-            for index in range(mebibytes):
-                file.seek(index * 2 * MIB + 4096 * (index % 3))
-                file.write(os.urandom(MIB))
-        (live / "disk-1").write_bytes(b"swap")
-        (live / "config.iso").write_bytes(os.urandom(70_001))
-        write_manifest(live, {"server": UUID, "attempt": "1-1"})
-
-    def open(self, control: StepControl | None = None) -> Facts:
-        """Everything that comes before the guest is stopped, then the seal."""
-        self.target.disks.prepare(self.order("prepare"), patience())
-        facts = self.source.channels.open(self.order("open_channel"), control or patience())
-        self.source.names.seal(UUID, ATTEMPT)
-        return facts
-
-    def push(self, opened: Facts, control: StepControl | None = None) -> Facts:
-        return self.source.disks.push(self.order("copy_disks", {"open_channel": opened}), control or patience())
-
-    def verify(self, pushed: Facts) -> Facts:
-        return self.target.disks.verify(self.order("verify_disks", {"copy_disks": pushed}), patience())
-
-    def received(self, name: str) -> Path:
-        return self.target.names.incoming(UUID, ATTEMPT) / name
 
 
 @pytest.fixture
@@ -154,33 +41,6 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
     made.source.channels.close(made.order("copy_disks"))
     made.close()
     assert made.source.children.pids == [], "a channel outlived its step"
-
-
-def patience(limit: float = 60, stall: float = 30) -> StepControl:
-    return StepControl(limit, stall=stall)
-
-
-def keygen(path: Path) -> None:
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def can_connect(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def eventually(happens: Callable[[], object], seconds: float = 10) -> None:
-    deadline = clock.monotonic() + seconds
-    while not happens():
-        assert clock.monotonic() < deadline, "it did not happen in time"
-        Event().wait(0.02)
 
 
 def receiver(pair: Pair) -> int:
@@ -363,24 +223,20 @@ def test_each_way_that_ssh_refuses_names_both_hosts_and_the_remedy(pair: Pair) -
         assert "h1" in text and "h2" in text
         return text
 
-    good_key, good_hosts = pair.key.read_bytes(), pair.known_hosts.read_text()
-    pair.known_hosts.write_text("")
-    assert "does not know the host key of h2" in refusal()
-    pair.know(pair.key.with_suffix(".pub"))
-    assert "installed anew" in refusal()
-    pair.known_hosts.write_text(good_hosts)
-    pair.key.unlink()
-    keygen_new = pair.directory / "other"
-    keygen(keygen_new)
-    shutil.copy(keygen_new, pair.key)
-    assert "refused the key of h1" in refusal()
-    pair.key.write_bytes(good_key)
-    pair.authorize("echo a shell would run what it reads")
-    assert "forced command" in refusal()
-    pair.authorize("no-such-program")
+    receiver = pair.directory / "h2-channel" / "bin" / RECEIVE
+    receiver.rename(receiver.with_name("gone"))
     assert "has no whimbrel-receive" in refusal()
+    receiver.with_name("gone").rename(receiver)
+    public = pair.directory / "h2-channel" / "host_key.pub"
+    good = public.read_text()
+    public.write_text((pair.directory / "h1-channel" / "host_key.pub").read_text())
+    assert "not the one that h2 told of itself" in refusal()
+    public.write_text(good)
+    theirs, pair.authority = pair.authority, SshAuthority.load(pair.directory / "another-authority")
+    assert "refused the pass of h1" in refusal()
+    pair.authority = theirs
     pair.close()
-    assert "Start sshd" in refusal()
+    assert "Start the sshd" in refusal()
 
 
 def test_shared_storage_is_seen_and_then_linked_and_a_resize_takes_a_true_copy(pair: Pair) -> None:

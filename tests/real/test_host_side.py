@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.passes import with_pass
 from whimbrel.domain.migration import Verb, Where
 from whimbrel.domain.server import Disk, DiskRole, Guest, Image, Nic, PowerAction
 from whimbrel.lab import Lab
@@ -83,6 +84,7 @@ class Bench:
         )  # fmt: skip
         driver = self.driver(host)
         assert driver.stdin
+        order = with_pass(self.lab, order)
         driver.stdin.write(msgspec.json.encode({"order": order, "verb": verb, **how}) + b"\n")
         driver.stdin.flush()
 

@@ -13,8 +13,9 @@ from time import monotonic
 
 import pytest
 
+from tests.passes import channel_at
 from whimbrel.domain.errors import Invalid, NotFound, Unavailable
-from whimbrel.lab import Lab
+from whimbrel.lab import Lab, configs
 from whimbrel.lab.logs import Wanted, entries
 
 pytestmark = pytest.mark.real
@@ -62,16 +63,20 @@ def test_hosts_have_their_own_name_address_processes_and_libvirt(lab: Lab) -> No
 
 
 def test_ssh_between_hosts_gives_no_shell(lab: Lab) -> None:
-    ssh = ["ssh", "-F", f"{lab.dir}/hosts/h1/ssh/config"]
-    done = lab.host("h1").exec([*ssh, "h2", "id"], check=False, input="")
-    assert done.returncode != 255, done.stderr  # 255 would mean that ssh itself failed
-    assert "uid=" not in done.stdout
-    forwarded = lab.host("h1").exec([*ssh, "-W", "127.0.0.1:22", "h2"], check=False, input="")
-    assert forwarded.returncode == 255 and "SSH-2.0" not in forwarded.stdout
-    stranger = subprocess.run(
-        [*ssh, lab.host("h2").address, "id"], capture_output=True, text=True, timeout=20, check=False
-    )
-    assert stranger.returncode == 255  # the machine's own address may not use the key
+    options = ["-F", "none", "-oBatchMode=yes", "-oStrictHostKeyChecking=no", "-oUserKnownHostsFile=/dev/null"]
+    own = Path(configs.CHANNEL_DIR)
+    for key in ("channel_key", "host_key"):
+        ssh = ["ssh", *options, "-i", own / key, f"root@{lab.host('h2').address}", "id"]
+        done = lab.host("h1").exec(ssh, check=False, input="")
+        assert done.returncode == 255 and "Permission denied" in done.stderr
+    before = channel_at(lab.host("h1"))
+    command = [sys.executable, "-m", "whimbrel", "host", "enroll", "--config", f"{lab.dir}/hosts/h1/agent.toml"]
+    assert "h1 is enrolled" in said(lab, "h1", *command)
+    after = channel_at(lab.host("h1"))
+    assert after.key != before.key and after.host_key != before.host_key
+    assert said(lab, "h1", "stat", "-c", "%a", str(own / "channel_key"), str(own / "host_key")) == "600\n600"
+    lab.kill("sshd", "h1")
+    lab.start("sshd", "h1")
 
 
 def test_a_crash_takes_everything_and_a_boot_keeps_disks_definitions_and_identity(lab: Lab) -> None:

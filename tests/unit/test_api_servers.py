@@ -11,7 +11,7 @@ from tests.unit.cloud import URL, Cloud
 from tests.unit.compute_cloud import IMAGE, active, at, close, create, furnish, progress, servers_url
 from whimbrel.domain.server import Flavor
 from whimbrel.ops import clock
-from whimbrel.store import flavors
+from whimbrel.store import flavors, images
 from whimbrel.store.tables import migrations, outbox, ports, servers
 
 pytestmark = pytest.mark.anyio
@@ -103,9 +103,31 @@ async def test_a_create_is_refused(cloud: Cloud, change: dict[str, Any], status:
         assert tx.execute(select(servers)).all() == tx.execute(select(ports)).all() == []
 
 
-def _big_image_and_tiny_flavor(tx: Any) -> None:
-    from whimbrel.store import images
+@pytest.mark.parametrize(
+    ("properties", "status"),
+    [
+        ({"hw_firmware_type": "uefi"}, 400),
+        ({"hw_firmware_type": "bios"}, 202),
+        ({"hw_tpm_version": "2.0"}, 400),
+        ({"hw_tpm_model": "tpm-crb"}, 400),
+        ({"hw_machine_type": "q35"}, 400),
+        ({"os_secure_boot": "required"}, 400),
+        ({"os_secure_boot": "optional", "hw_disk_bus": "virtio", "hw_mem_encryption": "False"}, 202),
+    ],
+    ids=str,
+)
+async def test_an_image_that_needs_hardware_that_no_host_makes_is_refused(
+    cloud: Cloud, properties: dict[str, str], status: int
+) -> None:
+    """It would not boot, or its secrets would not travel with it."""
+    furnish(cloud)
+    cloud.services.store.write_now(images.change, IMAGE, {"properties": properties})
+    answer = await cloud.http.post(servers_url(), json={"server": GOOD}, headers=cloud.token("alice"))
+    assert answer.status_code == status, answer.text
+    assert status == 202 or (all(name in answer.text for name in properties) and "not supported" in answer.text)
 
+
+def _big_image_and_tiny_flavor(tx: Any) -> None:
     flavors.insert(tx, Flavor("tiny", "tiny", 1, 64, 1))
     images.change(tx, IMAGE, {"virtual_size_bytes": 2 << 30})
 

@@ -17,6 +17,7 @@ from whimbrel.agent.disks.table import NOTHING, Table, digest_of, granules
 from whimbrel.domain.errors import StepError
 
 MIB = 1 << 20
+MOST = 8 * MIB
 
 
 def sparse(path: Path, size: int, written: dict[int, bytes]) -> Path:
@@ -79,13 +80,13 @@ def directory(tmp_path: Path) -> int:
 
 def test_an_incoming_file_is_read_back_from_what_is_there(tmp_path: Path, directory: int) -> None:
     """Also what was changed behind the receiver's back, in data and in a hole, and what an earlier one has left."""
-    file = Incoming(directory, "disk-0")
+    file = Incoming(directory, "disk-0", MOST)
     file.resize(4 * MIB + 5)
     file.write(MIB, memoryview(b"a" * 100_000))
     file.write(4 * MIB, memoryview(b"b" * 5))
     first = file.check().digest()
     file.close()
-    assert Incoming(directory, "disk-0").check().digest() == first
+    assert Incoming(directory, "disk-0", MOST).check().digest() == first
     for place in (MIB + 99_999, 3 * MIB, 4 * MIB + 4):
         with (tmp_path / "disk-0").open("r+b") as disk:
             disk.seek(place)
@@ -93,14 +94,14 @@ def test_an_incoming_file_is_read_back_from_what_is_there(tmp_path: Path, direct
             disk.seek(place)
             disk.write(b"x")
             disk.flush()
-            assert Incoming(directory, "disk-0").check().digest() != first
+            assert Incoming(directory, "disk-0", MOST).check().digest() != first
             disk.seek(place)
             disk.write(before)
-    assert Incoming(directory, "disk-0").check().digest() == first
+    assert Incoming(directory, "disk-0", MOST).check().digest() == first
 
 
 def test_what_is_zeroed_or_cut_is_seen(tmp_path: Path, directory: int) -> None:
-    file = Incoming(directory, "disk-0")
+    file = Incoming(directory, "disk-0", MOST)
     file.resize(MIB)
     file.write(0, memoryview(b"a" * MIB))
     file.zero(GRANULE, GRANULE)
@@ -110,8 +111,10 @@ def test_what_is_zeroed_or_cut_is_seen(tmp_path: Path, directory: int) -> None:
     assert file.check()[2] == digest_of(memoryview(b"a" * 10 + bytes(GRANULE - 10)))
     with pytest.raises(StepError, match="more came"):
         file.write(4 * GRANULE - 1, memoryview(b"ab"))
+    with pytest.raises(StepError, match="were declared at most"):
+        file.resize(MOST + 1)
     with pytest.raises(StepError, match="no name of a server's disk"):
-        Incoming(directory, "../disk-0")
+        Incoming(directory, "../disk-0", MOST)
 
 
 def test_zeros_make_a_hole(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import structlog
@@ -15,8 +16,9 @@ from whimbrel.agent.ledger import Ledger, ServerRecord
 from whimbrel.bus.port import Bus
 from whimbrel.domain.errors import BusError, CannotTell, StepError
 from whimbrel.domain.server import PowerState
+from whimbrel.identity.enrolment import CLIENT_KEY, HOST_KEY, public_half
 from whimbrel.migration.ports import World
-from whimbrel.migration.presence import GuestReport, Heartbeat
+from whimbrel.migration.presence import Channel, GuestReport, Heartbeat
 from whimbrel.migration.protocols import PROTOCOLS
 from whimbrel.ops.settings import Agent
 
@@ -124,6 +126,7 @@ class Heart:
             lease_asked=asked.asked,
             lease_kept=asked.kept,
             composed=asked.composed,
+            channel=channel_of(settings),
         )
 
     def _guests(self) -> tuple[GuestReport, ...]:
@@ -161,3 +164,10 @@ class Heart:
             return guests.version() if isinstance(guests, Versioned) else 0
         except CannotTell:
             return 0
+
+
+def channel_of(settings: Agent) -> Channel | None:
+    """Return how this host is reached and known; None while it is not enrolled. OSError if its keys cannot be read."""
+    directory = Path(settings.channel_dir)
+    host_key, key = public_half(directory, HOST_KEY), public_half(directory, CLIENT_KEY)
+    return Channel(settings.channel_port, host_key, key) if host_key and key else None

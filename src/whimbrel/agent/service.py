@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import structlog
 
@@ -37,6 +38,14 @@ HOLD = 30.0
 """Seconds that a stopping agent sits on a message that it will not take; the bus is closed long before."""
 
 log = structlog.get_logger(__name__)
+
+
+@runtime_checkable
+class TakesPasses(Protocol):
+    """Channels that need leave to be opened."""
+
+    def keep_pass(self, order: Order) -> None:
+        """Remember the pass that came with an order, or with a question after one."""
 
 
 async def run(settings: Settings, bus: Bus) -> None:
@@ -101,11 +110,13 @@ async def _serve(agent: Agent, bus: Bus, ledger: Ledger) -> None:
         heart.beat_soon()
         return await asyncio.to_thread(inspect, agent, ledger, parts)
 
+    channels = parts.channels if isinstance(parts.channels, TakesPasses) else None
+    inbox = Inbox(agent, executor, admission, heart, look, channels)
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(relay.run())
             await executor.recover()
-            await bus.consume(queues.agent(agent.host), Inbox(agent, executor, admission, heart, look).take)
+            await bus.consume(queues.agent(agent.host), inbox.take)
             group.create_task(heart.run())
             group.create_task(Reviver(agent, ledger, parts, admission).run())
             log.info("agent started", boot=ledger.boot, ledger=ledger.id, hypervisor=agent.hypervisor)
@@ -124,12 +135,14 @@ class Inbox:
         admission: Admission,
         heart: Heart,
         look: Callable[[], Awaitable[Inspection]],
+        channels: TakesPasses | None,
     ) -> None:
         self._agent = agent
         self._executor = executor
         self._admission = admission
         self._heart = heart
         self._look = look
+        self._channels = channels
 
     async def take(self, message: object) -> Console | Inspection | None:
         """Take one message; once this returns, it may be acknowledged. Only questions have an answer."""
@@ -140,6 +153,8 @@ class Inbox:
             case Order() | Ask(Order()):
                 order = message if isinstance(message, Order) else message.order
                 self._check_host(order)
+                if self._channels is not None:
+                    self._channels.keep_pass(order)
                 structlog.contextvars.bind_contextvars(
                     server=order.server, migration=order.migration, step=order.step, request_id=order.request_id
                 )

@@ -14,6 +14,7 @@ import structlog
 from sqlalchemy import Connection, Row
 
 from whimbrel.conductor import endings, orders
+from whimbrel.conductor.passes import Passes
 from whimbrel.domain.claim import resources_of
 from whimbrel.domain.errors import StepError
 from whimbrel.domain.migration import Kind, Mark, Proof, Verb, Verdict
@@ -98,9 +99,10 @@ class Hand:
 class Driver:
     """Applies decisions. Made once per process; every method takes the transaction it works in."""
 
-    def __init__(self, conf: settings.Conductor, ticket_url: orders.TicketUrl) -> None:
+    def __init__(self, conf: settings.Conductor, ticket_url: orders.TicketUrl, passes: Passes | None = None) -> None:
         self.conf = conf
         self._ticket_url = ticket_url
+        self._passes = passes
 
     def advance(self, tx: Connection, migration_id: int) -> Effects:
         """Drive the migration until an order is out, targets are needed, a user is awaited, or it has ended."""
@@ -210,7 +212,8 @@ class Driver:
 
     def _build(self, hand: Hand, step: HostStep, verb: Verb) -> Order:
         grace = self.conf.shutdown_grace
-        return orders.build(hand.tx, hand.migration, hand.table, step, verb, grace=grace, ticket_url=self._ticket_url)
+        order = orders.build(hand.tx, hand.migration, hand.table, step, verb, grace=grace, ticket_url=self._ticket_url)
+        return order if self._passes is None else self._passes.give(hand.tx, order)
 
     def _wait(self, hand: Hand, decision: Wait) -> bool:
         """Leave the order out. At a fence a delete goes on all the same; otherwise the host is named and awaited."""

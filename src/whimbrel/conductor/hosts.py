@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import structlog
@@ -33,6 +34,7 @@ def hear(tx: Connection, beat: Heartbeat, conf: settings.Conductor) -> Effects:
     """Write a heartbeat down and answer what it asks; after a reboot, start what ran before, under a new order."""
     known = tx.execute(select(hosts).where(hosts.c.name == beat.host)).one_or_none()
     values: dict[str, Any] = {name: getattr(beat, name) for name in MEASURED} | {"heard_at": clock.now()}
+    values["channel"] = asdict(beat.channel) if beat.channel else None
     if known is None:
         tx.execute(
             hosts.insert().values(

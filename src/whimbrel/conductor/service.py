@@ -13,8 +13,9 @@ from whimbrel.bus.port import Bus
 from whimbrel.conductor import hosts, reports, restore, timers
 from whimbrel.conductor.drive import Driver, Effects
 from whimbrel.conductor.fencing import Fencer
+from whimbrel.conductor.passes import Passes
 from whimbrel.domain.errors import BusError, Unavailable
-from whimbrel.migration.messages import SelectTargets, StepReport, Targets, Wake
+from whimbrel.migration.messages import Ask, SelectTargets, StepReport, Targets, Wake
 from whimbrel.migration.presence import Heartbeat
 from whimbrel.ops import clock, settings
 from whimbrel.store import migrations
@@ -33,12 +34,20 @@ CHOOSING = 64
 class Conductor:
     """Consumes the conductor's queue and the heartbeats, keeps the timers, publishes what transactions leave."""
 
-    def __init__(self, conf: settings.Settings, store: Store, bus: Bus, ticket_url: Callable[[str], str]) -> None:
+    def __init__(
+        self,
+        conf: settings.Settings,
+        store: Store,
+        bus: Bus,
+        ticket_url: Callable[[str], str],
+        passes: Passes | None = None,
+    ) -> None:
         self._conf = conf.conductor
         self._store = store
         self._bus = bus
         self._relay = Relay(store, bus.cast)
-        self._driver = Driver(self._conf, ticket_url)
+        self._passes = passes
+        self._driver = Driver(self._conf, ticket_url, passes)
         self._fencer = Fencer(conf.fencing, self._conf, store)
         self._choosing = asyncio.Semaphore(CHOOSING)
         self._choosing_for: dict[int, asyncio.Task[None]] = {}
@@ -119,8 +128,11 @@ class Conductor:
         await self._apart(restore.settle, self._conf)
         if asked := [key for key, _ in due.asks] + due.unreadable:
             await self._store.write(timers.note_asked, asked)
-        for _, ask in due.asks:  # one host's queue may take nothing; the others' must all the same
-            await self._pass(f"agent.{ask.order.host}", ask)
+        orders = [ask.order for _, ask in due.asks]
+        if orders and self._passes is not None:
+            orders = await self._store.read(self._passes.renew, orders)
+        for order in orders:  # one host's queue may take nothing; the others' must all the same
+            await self._pass(f"agent.{order.host}", Ask(order))
 
     async def _fence(self) -> None:
         """Look for proofs for ever, beside the timers: a fence device may take its time."""

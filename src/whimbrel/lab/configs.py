@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from whimbrel.bus.signing import Signer
+from whimbrel.identity.authority import SshAuthority
 from whimbrel.lab.broker import Broker
 from whimbrel.lab.certificates import tls_of
 from whimbrel.lab.network import GUEST_BRIDGE, GUEST_CIDR, MTU
@@ -21,6 +22,9 @@ NETWORK_NAME = "private"
 # Where the host's `instances` directory appears inside it: the same path on every host, as on real ones.
 INSTANCES_DIR = "/var/lib/libvirt/instances"
 RUN_DIR = "/run/whimbrel"
+# Not below a directory that all may write, in which sshd would not believe what it reads.
+CHANNEL_DIR = "/var/lib/libvirt/channel"
+CHANNEL_PORT = 22
 USERS: list[dict[str, Any]] = [
     {"name": "admin", "project": "admin", "roles": ["admin"]},
     {"name": "demo", "project": "demo", "roles": ["member"]},
@@ -31,6 +35,8 @@ USERS: list[dict[str, Any]] = [
 AGENT = {
     "instances_dir": INSTANCES_DIR,
     "run_dir": RUN_DIR,
+    "channel_dir": CHANNEL_DIR,
+    "channel_port": CHANNEL_PORT,
     "hypervisor": "libvirt",
     "libvirt_uri": "qemu:///system",
     "virt_type": "qemu",
@@ -73,6 +79,7 @@ def write_controller(path: Path, address: str, broker: Broker, override: Tables)
         },
         "identity": {"key_file": f"{here}/token.keys"},
         "orders": {"key_file": str(order_key(here))},
+        "channels": {"authority_file": str(channel_authority(here))},
         "conductor": {**CONDUCTOR, "image_url": f"{url}/image"},
     }
     _write(path, tables, override)
@@ -88,6 +95,11 @@ def order_key(dir: Path) -> Path:
     return dir / "order.key"
 
 
+def channel_authority(dir: Path) -> Path:
+    """Return where a lab's controllers keep the key that they sign passes with."""
+    return dir / "channels.key"
+
+
 def write_agent(path: Path, host: str, address: str, broker: Broker, override: Tables) -> None:
     """Write the settings of one host's agent, with its own credentials and nobody else's."""
     here, lab = path.parent, path.parents[2]
@@ -98,7 +110,7 @@ def write_agent(path: Path, host: str, address: str, broker: Broker, override: T
         "controller_keys": [Signer.load(order_key(lab)).public_key],
         "ca_file": authority,
         "state_dir": f"{here}/agent",
-        "ssh_config": f"{here}/ssh/config",
+        "channel_authorities": [SshAuthority.load(channel_authority(lab)).public_key],
     }
     _write(path, {"broker": {"url": broker.url_of(host), "ca_file": authority}, "agent": {**AGENT, **own}}, override)
 

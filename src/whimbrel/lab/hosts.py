@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from whimbrel.domain.errors import NotFound, Unavailable
-from whimbrel.lab import configs, hostinit, keys
+from whimbrel.identity.authority import SshAuthority
+from whimbrel.identity.enrolment import SSHD_CONFIG, Enrolment, enroll
+from whimbrel.lab import configs, hostinit
 from whimbrel.lab.network import Network
 from whimbrel.lab.processes import ENVIRONMENT, Processes, children, enter, kill, members, wait_until
 from whimbrel.lab.state import write_private
@@ -74,7 +76,7 @@ class Host:
 
     def prepare(self, addresses: dict[str, str]) -> None:
         """Write what the host keeps for life: directories, identity and configuration."""
-        for name in ("instances", "agent", "ssh", "etc-libvirt/qemu", *_VAR):
+        for name in ("instances", "agent", "etc-libvirt/qemu", *_VAR):
             (self.dir / name).mkdir(parents=True, exist_ok=True)
         uuid = ids.new_uuid()
         (self.dir / "machine-id").write_text(uuid.replace("-", "") + "\n")
@@ -85,7 +87,14 @@ class Host:
         (self.dir / "var-lib-libvirt" / "instances").mkdir(exist_ok=True)
         (self.dir / "etc-libvirt" / "libvirtd.conf").write_text(LIBVIRTD_CONF.format(uuid=uuid))
         (self.dir / "etc-libvirt" / "qemu.conf").write_text(QEMU_CONF.format(address=self.address))
-        keys.write_configs(self.lab_dir, self.name, addresses)
+        self._enroll()
+
+    def _enroll(self) -> None:
+        receiver = [sys.executable, "-I", "-m", "whimbrel.agent.disks.receive", "--config", f"{self.dir}/agent.toml"]
+        authorities = [SshAuthority.load(configs.channel_authority(self.lab_dir)).public_key]
+        place = Path(configs.CHANNEL_DIR)
+        made = Enrolment(self.name, self.address, configs.CHANNEL_PORT, authorities, receiver, place)
+        enroll(self.dir / "var-lib-libvirt" / place.name, made)
 
     def boot(self) -> None:
         """Boot the host as its owner would: daemons, then the agent if the lab has agents; wait for libvirt."""
@@ -100,9 +109,8 @@ class Host:
             return
         run = self.dir / "run"
         shutil.rmtree(run, ignore_errors=True)
-        for name in ("sshd", "ssh", "lock", "libvirt", "whimbrel"):
+        for name in ("sshd", "lock", "libvirt", "whimbrel"):
             (run / name).mkdir(parents=True)
-        shutil.copy(self.dir / "ssh" / "authorized_keys", run / "ssh")
         plan = self.dir / "init.json"
         write_private(plan, json.dumps(self._plan()))
         namespaces = ["--mount", "--uts", "--ipc", "--pid", "--fork", "--mount-proc", "--kill-child=KILL"]
@@ -147,7 +155,7 @@ class Host:
     def start(self, role: str) -> int:
         """Start one of the host's daemons unless it runs; return its pid."""
         commands = {
-            "sshd": ["/usr/sbin/sshd", "-D", "-e", "-f", f"{self.dir}/ssh/sshd_config"],
+            "sshd": ["/usr/sbin/sshd", "-D", "-e", "-f", f"{configs.CHANNEL_DIR}/{SSHD_CONFIG}"],
             "libvirtd": ["/usr/sbin/libvirtd"],
             "agent": [sys.executable, "-m", "whimbrel", "agent", "--config", f"{self.dir}/agent.toml"],
             "keeper": [sys.executable, "-m", "whimbrel", "keeper", "--config", f"{self.dir}/agent.toml"],

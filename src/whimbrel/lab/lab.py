@@ -20,7 +20,8 @@ from typing import Any
 
 from whimbrel.bus.signing import Signer
 from whimbrel.domain.errors import Invalid, NotFound, Unavailable
-from whimbrel.lab import certificates, configs, guest, keys, state
+from whimbrel.identity.authority import SshAuthority
+from whimbrel.lab import certificates, configs, guest, state
 from whimbrel.lab.broker import Broker
 from whimbrel.lab.configs import Tables
 from whimbrel.lab.hosts import Host
@@ -211,7 +212,7 @@ class Lab:
             image = pool.submit(guest.image) if self.facts.services else None
             self.network.connect_machine()
             Signer.load(configs.order_key(self.dir))
-            keys.make_keys(self.dir, addresses)
+            SshAuthority.load(configs.channel_authority(self.dir))
             list(pool.map(lambda host: self._make_host(host, addresses, settings), self.hosts.values()))
             broker.result()
             if image is not None:

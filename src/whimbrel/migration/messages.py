@@ -44,6 +44,22 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Pass:
+    """Lets the host of an order reach the other one: a certificate, good `until` (seconds since the epoch) for a new
+    session, and how the other is reached and known."""
+
+    certificate: str
+    until: float
+    host_key: str
+    port: int
+
+    def __post_init__(self) -> None:
+        bounds.text("certificate or host_key", self.certificate, self.host_key, most=4096)
+        bounds.measure("until", self.until, most=bounds.MOST_BYTES)
+        bounds.number("port", self.port, most=65535)
+
+
+@dataclass(frozen=True)
 class Order:
     """Conductor to agent: do or undo one step. Authority is (epoch, number); the agent obeys nothing older."""
 
@@ -62,6 +78,8 @@ class Order:
     work: Work
     results: dict[str, Facts] = field(default_factory=dict)
     request_id: str = ""
+    channel: Pass | None = None
+    """With which the order's host reaches the other, if the order opens a channel."""
 
     @property
     def from_image(self) -> bool:

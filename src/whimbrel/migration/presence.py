@@ -34,6 +34,19 @@ class GuestReport:
 
 
 @dataclass(frozen=True)
+class Channel:
+    """How a host is reached and known by others, and the public key with which it reaches them; as in .pub files."""
+
+    port: int
+    host_key: str
+    key: str
+
+    def __post_init__(self) -> None:
+        bounds.number("port", self.port, least=1, most=65535)
+        bounds.text("host_key or key", self.host_key, self.key)
+
+
+@dataclass(frozen=True)
 class Heartbeat:
     """Agent to conductor, every few seconds: I am here, this is my boot, my ledger, my room and my guests."""
 
@@ -68,6 +81,8 @@ class Heartbeat:
     """Whether the host's keeper says that it keeps a lease now; without that no lease that runs out proves anything."""
     composed: float = 0.0
     """CLOCK_BOOTTIME of the host when this was composed; seconds. One that comes after a later one is ignored."""
+    channel: Channel | None = None
+    """None while the host is not enrolled: then no disk leaves or reaches it."""
 
     def __post_init__(self) -> None:
         bounds.host("host", self.host)

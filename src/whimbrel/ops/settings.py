@@ -83,6 +83,15 @@ class Orders(msgspec.Struct, forbid_unknown_fields=True):
     key_file: str = "/var/lib/whimbrel/order.key"
 
 
+class Channels(msgspec.Struct, forbid_unknown_fields=True):
+    """What lets hosts reach one another: the Ed25519 key that signs their passes (made at the first start, mode 0600).
+
+    Controllers may share one, or have one each; a host's `channel_authorities` names every public key that it obeys.
+    """
+
+    authority_file: str = "/var/lib/whimbrel/channels.key"
+
+
 class Scheduler(msgspec.Struct, forbid_unknown_fields=True):
     """Allocation ratios are per host defaults; a multiplier of 0 switches a weigher off."""
 
@@ -136,8 +145,12 @@ class Agent(msgspec.Struct, forbid_unknown_fields=True):
     cpu_model: str = "host-model"
     bridge: str = "br-guests"
     mtu: Annotated[int, Meta(ge=576, le=9216)] = 1500
-    ssh_config: str | None = None
     ssh_cipher: str = "aes128-gcm@openssh.com"
+    channel_dir: str = "/etc/whimbrel/channel"
+    """What `whimbrel host enroll` makes: this host's keys for its channels, and the configuration of their sshd."""
+    channel_port: Port = 8022
+    channel_authorities: list[str] = []
+    """The public keys (`ssh-ed25519 AAAA...`) whose passes this host's sshd takes."""
     max_copies: Annotated[int, Meta(ge=1, le=1000)] = 2
     stall_timeout: Seconds = 60
     root_disk: str = "qcow2"
@@ -195,6 +208,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     api: Api = msgspec.field(default_factory=Api)
     identity: Identity = msgspec.field(default_factory=Identity)
     orders: Orders = msgspec.field(default_factory=Orders)
+    channels: Channels = msgspec.field(default_factory=Channels)
     scheduler: Scheduler = msgspec.field(default_factory=Scheduler)
     conductor: Conductor = msgspec.field(default_factory=Conductor)
     fencing: Fencing = msgspec.field(default_factory=Fencing)

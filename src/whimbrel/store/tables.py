@@ -174,8 +174,10 @@ hosts = Table(
     Column("lease_seconds", Float, nullable=False, default=0.0),
     Column("lease_kept", Boolean, nullable=False, default=False),
     Column("composed", Float, nullable=False, default=0.0),
+    Column("channel", JSON),
 )
-"""`fenced_*`: that this boot cannot run guests, when that was proved, by which kind of witness, and in its words.
+"""`channel`: where the host's channels end, and by which keys it is known and may be given passes (see Heartbeat).
+`fenced_*`: that this boot cannot run guests, when that was proved, by which kind of witness, and in its words.
 `lease_number` grows with each renewal, so that a conductor sees by its own clock how long there was none;
 `lease_seconds` is the longest of this boot, `lease_kept` what the host said last of its keeper.
 `composed`: the host's own time since its boot, at which the newest heartbeat was composed."""

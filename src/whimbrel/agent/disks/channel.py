@@ -1,4 +1,4 @@
-"""The channels of this host, as a source: OpenSSH with one forced command, and the copy slots.
+"""The channels of this host to another: OpenSSH with the order's pass, which allows one command, and the copy slots.
 
 A channel is opened while the guest still runs, so that a wrong key, a wrong name or a full disk costs the guest
 nothing. It stays open until the copy; one that broke in between is opened anew by the copy itself.
@@ -14,21 +14,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from whimbrel.agent.directories import HostDirectories, in_words
 from whimbrel.agent.disks.extents import allocated
 from whimbrel.agent.disks.fetch import Blocks, from_host
-from whimbrel.agent.disks.frames import COMMAND, CONFIG_DRIVE, PROBE, VERSION
+from whimbrel.agent.disks.frames import CONFIG_DRIVE, PROBE, VERSION
 from whimbrel.agent.disks.session import Children, Session
 from whimbrel.domain.errors import StepError, TimedOut
 from whimbrel.domain.server import DiskRole
-from whimbrel.migration.messages import Facts, Order, Place
+from whimbrel.identity.enrolment import CLIENT_KEY
+from whimbrel.migration.messages import Facts, Order, Pass, Place
 from whimbrel.migration.ports import Control
 from whimbrel.ops import clock, ids
 from whimbrel.ops.settings import Agent
 
 SSH_OPTIONS = (
+    "User=root",
     "BatchMode=yes",
+    "IdentitiesOnly=yes",
+    "IdentityAgent=none",
+    "GlobalKnownHostsFile=none",
+    "UpdateHostKeys=no",
     "StrictHostKeyChecking=yes",
     "ConnectTimeout=5",
     "ServerAliveInterval=5",
@@ -43,6 +50,12 @@ SLOT_LIMIT = 3600.0
 UNUSED = 180.0
 """Seconds for which a slot is kept for a copy that does not begin: an evacuation may have overtaken the move, or a
 restored database may have forgotten it. A copy that begins later waits for a slot again."""
+
+PASSES_MAX = 256
+"""Passes that are remembered; each serves for minutes, so what is forgotten first has run out."""
+
+PASS_PATIENCE = 15.0
+"""Seconds to wait for a newer pass; the conductor sends one each time it asks what became of an order."""
 
 Key = tuple[str, str]
 """A server and an attempt."""
@@ -98,7 +111,18 @@ class SshChannels:
         self._directories = HostDirectories(settings.instances_dir)
         self._slots = CopySlots(settings.max_copies)
         self._sessions: dict[Key, Session] = {}
+        self._passes: dict[Key, Pass] = {}
         self._lock = threading.Lock()
+
+    def keep_pass(self, order: Order) -> None:
+        """Remember the pass that came with an order, or with a question after one; the newest counts."""
+        if order.channel is None:
+            return
+        with self._lock:
+            kept = self._passes.pop(_key(order), order.channel)
+            self._passes[_key(order)] = max(kept, order.channel, key=lambda each: each.until)
+            while len(self._passes) > PASSES_MAX:
+                del self._passes[next(iter(self._passes))]
 
     def open(self, order: Order, control: Control) -> Facts:
         """Open the channel, ask the target for room and whether the storage is shared."""
@@ -205,39 +229,83 @@ class SshChannels:
     def _greet(self, order: Order, control: Control, what: Facts, answer: str = "free") -> tuple[Session, Facts]:
         """Start the receiver at the target, say what for, and hear what it finds there."""
         source, target = places(order)
-        command = self._command(source, target)
-        try:
-            session = Session(command, source, target, self._children)
-        except FileNotFoundError as error:
-            raise StepError(f"{command[0]} is not installed on {source.host}; install the OpenSSH client.") from error
-        try:
-            session.tell({"hello": VERSION, "server": order.server, "attempt": order.attempt, **what}, control)
-            return session, session.hear(answer, control)
-        except BaseException:
-            session.end()
-            raise
+        with self._way_to(target, source, order, control) as command:
+            try:
+                session = Session(command, source, target, self._children)
+            except FileNotFoundError as error:
+                raise StepError(
+                    f"{command[0]} is not installed on {source.host}; install the OpenSSH client."
+                ) from error
+            try:
+                session.tell({"hello": VERSION, **what}, control)
+                return session, session.hear(answer, control)
+            except BaseException:
+                session.end()
+                raise
 
-    def base_image(self, order: Order) -> Blocks | None:
+    def base_image(self, order: Order, control: Control) -> Blocks | None:
         """Read the server's base image from its source; None when this host is the source or there is none."""
         source, target = order.work.source, order.work.target
         if source is None or target is None or source.host == target.host or order.work.image is None:
             return None
-        return from_host(self._ssh(source, f"{COMMAND} base {order.work.image.sha256}"), source, target)
+        return self._fetch(source, target, order, control)
 
-    def _command(self, source: Place, target: Place) -> list[str]:
-        if source.host == target.host:
-            receive = [sys.executable, "-I", "-m", "whimbrel.agent.disks.receive"]
-            return [*receive, "--host", target.host, "--instances", os.fspath(self._directories.root)]
-        return self._ssh(target, COMMAND)
+    def _fetch(self, source: Place, target: Place, order: Order, control: Control) -> Blocks:
+        with self._way_to(source, target, order, control) as command:
+            yield from from_host(command, source, target)
 
-    def _ssh(self, host: Place, command: str) -> list[str]:
-        """Return how to reach the receiver of a host. Its sshd runs the forced command and tells it this one."""
-        argv = ["ssh", "-T", "-x", "-a", "-c", self._settings.ssh_cipher]
-        if self._settings.ssh_config:
-            argv += ["-F", self._settings.ssh_config]
-        for option in SSH_OPTIONS:
-            argv += ["-o", option]
-        return [*argv, "--", host.address, command]
+    @contextmanager
+    def _way_to(self, there: Place, here: Place, order: Order, control: Control) -> Iterator[list[str]]:
+        """Give the command that runs what the order's pass allows on the other host; its files go afterwards.
+
+        ssh has read them by the time that the other end has answered.
+        """
+        if here.host == there.host:
+            receive = [sys.executable, "-I", "-m", "whimbrel.agent.disks.receive", "--host", here.host]
+            yield [*receive, "--instances", os.fspath(self._directories.root), order.server, order.attempt]
+            return
+        leave = self._pass(order, there, here, control)
+        place = Path(self._settings.run_dir)
+        with in_words("use", place):
+            place.mkdir(parents=True, exist_ok=True)
+            files = TemporaryDirectory(prefix="channel-", dir=place)
+        with files as name:
+            certificate, known_hosts = Path(name, "certificate"), Path(name, "known_hosts")
+            with in_words("write", Path(name)):
+                certificate.write_text(f"{leave.certificate}\n", encoding="ascii")
+                known_hosts.write_text(f"{there.host} {leave.host_key}\n", encoding="ascii")
+            own = (
+                f"IdentityFile={self._settings.channel_dir}/{CLIENT_KEY}",
+                f"CertificateFile={certificate}",
+                f"UserKnownHostsFile={known_hosts}",
+                f"HostKeyAlias={there.host}",
+            )
+            argv = ["ssh", "-F", "none", "-T", "-x", "-a", "-c", self._settings.ssh_cipher]
+            argv += ["-b", here.address, "-p", str(leave.port)]
+            for option in (*own, *SSH_OPTIONS):
+                argv += ["-o", option]
+            yield [*argv, "--", there.address]
+
+    def _pass(self, order: Order, there: Place, here: Place, control: Control) -> Pass:
+        """Return a pass that is good now, waiting a while for one; StepError if none comes."""
+        deadline = clock.monotonic() + PASS_PATIENCE
+        while True:
+            with self._lock:
+                kept = self._passes.get(_key(order))
+            newest = max((each for each in (kept, order.channel) if each), key=lambda each: each.until, default=None)
+            if newest is None:
+                raise StepError(
+                    f"No channel from {here.host} to {there.host}: the order brought no pass, because one of the two "
+                    f"is not enrolled, or is forced down. Run `whimbrel host enroll` on both."
+                )
+            if newest.until > clock.now() + 1:
+                return newest
+            if clock.monotonic() > deadline:
+                raise StepError(
+                    f"No channel from {here.host} to {there.host}: the pass has run out and no newer one came. Check "
+                    f"that the clocks of {here.host} and the conductor agree, and that the conductor runs."
+                )
+            control.wait(0.2)
 
     def _end(self, order: Order) -> None:
         with self._lock:

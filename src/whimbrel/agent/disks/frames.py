@@ -5,7 +5,7 @@
 A MESSAGE is a JSON object. DATA is bytes of the file that the last `file` message named; ZERO is the length (8 bytes)
 of a part of it that is to read as zeros. The source asks and sends, the target answers:
 
-    source  {"hello": version, "server", "attempt", "probe"}    target  {"host", "free", "prepared", "probe"}
+    source  {"hello": version, "probe"}                          target  {"host", "free", "prepared", "probe"}
     source  {"begin": true}                                      target  {"begun": true}
     source  {"table": name}                                      target  {"digests": hex, "more": bool} ...
     source  {"file": name, "size": bytes}, then DATA, ZERO ...   target  {"written": bytes} now and then
@@ -14,14 +14,16 @@ of a part of it that is to read as zeros. The source asks and sends, the target 
 
 Another conversation carries the memory of a guest, as a stream without offsets:
 
-    source  {"hello": version, "server", "attempt", "memory": true}   target  {"host", "awaited": true}
-    source  DATA ..., {"end": true}                                    target  {"received": bytes}
+    source  {"hello": version, "memory": true}                   target  {"host", "awaited": true}
+    source  DATA ..., {"end": true}                              target  {"received": bytes}
 
 What the target says of its content it has read back from its disk. A copy may have any number of rounds, and one that
 was cut off is taken up again in another conversation: the table says what is there.
 
-At any time the target may answer {"error": sentence} and leave. This module imports the standard library only,
-because the receiver of a copy starts with it.
+Of which server and attempt all this is, the target's end knows from its command line, which the source's pass forces,
+and what it may receive from the target's own order. At any time the target may answer {"error": sentence} and leave.
+
+This module imports the standard library only, because the receiver of a copy starts with it.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ import re
 import struct
 from typing import Any
 
-VERSION = 2
+VERSION = 3
 HEADER = struct.Struct(">BIQ")
 MESSAGE, DATA, ZERO = 1, 2, 3
 LENGTH = struct.Struct(">Q")
@@ -44,9 +46,6 @@ GRANULE = 1 << 16
 
 MESSAGE_LIMIT = 1 << 16
 """The most bytes in one MESSAGE; no honest one comes near."""
-
-COMMAND = "whimbrel-receive"
-"""What a client asks sshd for; with ` base <sha256>` behind it, the target's end writes that base image and leaves."""
 
 NOT_HERE = 3
 """The exit code of the target's end when it does not have the base image."""

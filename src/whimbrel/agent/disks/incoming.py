@@ -9,21 +9,39 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from whimbrel.agent.disks.extents import blocks, read_block, survey, write_zeros
 from whimbrel.agent.disks.frames import BLOCK, CONFIG_DRIVE, GRANULE, Range
 from whimbrel.agent.disks.table import Table, digest_of, granules
 from whimbrel.domain.errors import StepError
+from whimbrel.domain.server import Disk, DiskRole
 
 CHECK_EVERY = 32 << 20
 UNCHECKED_LIMIT = 128 << 20
 """Bytes. A slow disk holds the source back here, so that the last check never takes longer than the stall limit."""
 
-LARGEST_FILE = 1 << 60
-"""Bytes; what a file system can hold is less."""
+QCOW2_MARGIN = 64 << 20
+"""Bytes that a qcow2 file may have beyond its disk and a 64th of it: header, tables, bitmaps, clusters that leaked."""
+
+MOST_CONFIG = 64 << 20
+"""Bytes of a config drive at most; user data is limited to much less."""
 
 _FILE = re.compile(r"disk-[0-9]{1,3}|" + re.escape(CONFIG_DRIVE))
+
+
+def declared(disks: Iterable[Disk]) -> dict[str, int]:
+    """Return the files that a target is to receive of a server with these disks, with the most bytes of each.
+
+    It is written into the manifest of the incoming directory, and the receiver opens nothing else.
+    """
+    most = {disk.name: _most(disk) for disk in disks if disk.role is not DiskRole.SWAP}
+    return {**most, CONFIG_DRIVE: MOST_CONFIG}
+
+
+def _most(disk: Disk) -> int:
+    size = disk.size_mb << 20
+    return size if disk.format == "raw" else size + size // 64 + QCOW2_MARGIN
 
 
 def seen(status: os.stat_result) -> list[int]:
@@ -32,11 +50,12 @@ def seen(status: os.stat_result) -> list[int]:
 
 
 class Incoming:
-    """A file of an attempt's incoming directory; what an earlier conversation has left of it is kept."""
+    """A file of an attempt's incoming directory, of at most so many bytes; what was received before is kept."""
 
-    def __init__(self, directory: int, name: str) -> None:
+    def __init__(self, directory: int, name: str, most: int) -> None:
         if not _FILE.fullmatch(name):
             raise StepError(f"{name!r} is no name of a server's disk.")
+        self._most = most
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         self.name = name
         self._descriptor = os.open(name, flags, 0o600, dir_fd=directory)
@@ -54,8 +73,8 @@ class Incoming:
 
     def resize(self, size: object) -> None:
         """Give the file the size that the source says."""
-        if not isinstance(size, int) or not 0 <= size <= LARGEST_FILE:
-            raise StepError(f"{self.name} cannot have {size!r:.80} bytes.")
+        if not isinstance(size, int) or not 0 <= size <= self._most:
+            raise StepError(f"{self.name} cannot have {size!r:.80} bytes; {self._most} were declared at most.")
         if size == self.size:
             return
         self._settle()

@@ -1,6 +1,8 @@
-"""The target's end of a channel: sshd runs this program (`whimbrel-receive`) as the one command of a host's key.
+"""The far end of a channel: sshd runs this program (`whimbrel-receive`), as the pass of the peer tells it to.
 
-It writes disks of one prepared attempt into that attempt's incoming directory, and nothing else. What an earlier
+The command line, which no peer can change, names server and attempt, and the target's own order has written down which
+files of them come and how large they may be; nothing else is written. With `base <sha256>` it writes that base image
+to its peer instead, and leaves. What an earlier
 conversation has left there is kept, so only one receiver at a time may write: a newer one ends the older, which has
 lost its source. It imports little, because it starts while an operator waits.
 """
@@ -19,15 +21,16 @@ import stat
 import sys
 import threading
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from whimbrel.agent.children import start_time
-from whimbrel.agent.directories import HostDirectories, free_bytes, read_manifest, write_durably
+from whimbrel.agent.directories import HostDirectories, free_bytes, read_manifest, write_durably, write_manifest
 from whimbrel.agent.disks.frames import (
     BLOCK,
     CACHE,
-    COMMAND,
     DATA,
     HEADER,
     HOLDER,
@@ -102,8 +105,10 @@ class Inlet:
 class Receiver:
     """The conversation with one source."""
 
-    def __init__(self, host: str, root: Path, inlet: Inlet, outlet: int) -> None:
+    def __init__(self, host: str, root: Path, of: tuple[str, str], inlet: Inlet, outlet: int) -> None:
         self._host, self._root = host, root
+        self._server, self._attempt = of
+        self._receives: dict[str, int] = {}
         self._directories = HostDirectories(root)
         self._inlet, self._outlet = inlet, outlet
         self._written = self._acknowledged = 0
@@ -125,7 +130,7 @@ class Receiver:
         hello = self._expect("hello")
         if hello["hello"] != VERSION:
             raise StepError(f"speaks copy version {VERSION}, the source {hello['hello']}; upgrade the older host.")
-        server, attempt = str(hello.get("server")), str(hello.get("attempt"))
+        server, attempt = self._server, self._attempt
         if hello.get("memory"):
             self._relay(server, attempt)
             return
@@ -145,6 +150,8 @@ class Receiver:
             raise StepError(f"{incoming} was not prepared for attempt {attempt}.")
         directory = os.open(incoming, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         _become_only(directory)
+        # Only now that nobody else may write: it may have been shut while this one waited.
+        self._receives = (read_manifest(incoming) or {}).get("receives", {})
         (incoming / RECEIVED).unlink(missing_ok=True)
         self._answer({"begun": True})
         try:
@@ -236,7 +243,9 @@ class Receiver:
 
     def _file(self, directory: int, name: object) -> Incoming:
         if name not in self._files:
-            self._files[str(name)] = Incoming(directory, str(name))
+            if name not in self._receives:
+                raise StepError(f"{name!r:.80} was not declared for attempt {self._attempt} of {self._server}.")
+            self._files[str(name)] = Incoming(directory, str(name), self._receives[str(name)])
         return self._files[str(name)]
 
     def _check(self, file: Incoming) -> Table:
@@ -305,19 +314,40 @@ def _become_only(directory: int) -> None:
 
     The lock is on the directory and goes with its holder; whom to end stands in a file beside the disks.
     """
+    _lock(directory)
+    own = os.open(HOLDER, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600, dir_fd=directory)
+    with os.fdopen(own, "w", encoding="ascii") as file:
+        file.write(f"{os.getpid()} {start_time(os.getpid())}")
+
+
+@contextmanager
+def shut(incoming: Path) -> Iterator[None]:
+    """Let nobody write into an attempt's directory meanwhile, whoever is connected; nor ever again if all goes well.
+
+    After an exception another copy may be tried. StepError if somebody does not end.
+    """
+    directory = os.open(incoming, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        _lock(directory)
+        yield
+        manifest = read_manifest(incoming)
+        if manifest and manifest.get("receives"):
+            write_manifest(incoming, {**manifest, "receives": {}})
+    finally:
+        os.close(directory)
+
+
+def _lock(directory: int) -> None:
     deadline = clock.monotonic() + OTHER_LEAVES_WITHIN
     while True:
         try:
             fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
+            return
         except BlockingIOError:
             _end_other(directory)
         if clock.monotonic() > deadline:
             raise StepError("another copy of the same attempt is under way here and does not end.")
         threading.Event().wait(0.05)
-    own = os.open(HOLDER, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600, dir_fd=directory)
-    with os.fdopen(own, "w", encoding="ascii") as file:
-        file.write(f"{os.getpid()} {start_time(os.getpid())}")
 
 
 def _end_other(directory: int) -> None:
@@ -345,6 +375,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, help="the agent's settings file")
     parser.add_argument("--host", help="this host's name, when there is no settings file")
     parser.add_argument("--instances", type=Path, help="the directory of servers, when there is no settings file")
+    parser.add_argument("what", nargs=2, help="server and attempt, or `base` and the sha256 of a base image")
     given = parser.parse_args()
     host, root = given.host, given.instances
     if given.config:
@@ -352,12 +383,14 @@ def main() -> None:
         host, root = agent["host"], Path(agent.get("instances_dir", "/var/lib/whimbrel/instances"))
     if not host or not root:
         parser.error("give --config, or --host and --instances")
-    asked = os.environ.get("SSH_ORIGINAL_COMMAND", "").removeprefix(f"{COMMAND} base ")
+    first, second = given.what
     try:
-        if SHA256.fullmatch(asked):
-            write_base(root, asked)
+        if first != "base":
+            Receiver(host, root, (first, second), Inlet(0), 1).run()
+        elif SHA256.fullmatch(second):
+            write_base(root, second)
         else:
-            Receiver(host, root, Inlet(0), 1).run()
+            parser.error("no sha256 is named")
     except BrokenPipeError:
         sys.exit(1)
 

@@ -9,21 +9,22 @@ from whimbrel.migration.messages import Place
 _MEANINGS = (
     (
         r"host key.*has changed|REMOTE HOST IDENTIFICATION HAS CHANGED",
-        "the host key of {target} ({address}) is not the one that {source} knows. If {target} was installed anew, "
-        "replace its line in the known_hosts file of {source}; if not, someone stands in between",
+        "the host key of {target} ({address}) is not the one that {target} told of itself. If it was enrolled anew, "
+        "restart its sshd; if not, someone stands in between",
     ),
     (
         r"Host key verification failed|No .* host key is known",
-        "{source} does not know the host key of {target} ({address}). Add it to the known_hosts file of {source}",
+        "the host key of {target} ({address}) is not the one that {target} told of itself. If it was enrolled anew, "
+        "restart its sshd; if not, someone stands in between",
     ),
     (
         r"Permission denied|Too many authentication failures|Authentication refused",
-        "{target} ({address}) refused the key of {source}. Add {source}'s public key to authorized_keys on {target}, "
-        "with whimbrel-receive as its forced command",
+        "{target} ({address}) refused the pass of {source}. Check that channel_authorities on {target} names this "
+        "controller's key (then run `whimbrel host enroll` there), the clocks of both, and the log of sshd there",
     ),
     (
         r"Connection refused",
-        "nothing listens on {target} ({address}). Start sshd there, or check the address and port",
+        "nothing listens on {target} ({address}). Start the sshd of its channels there, or check the address and port",
     ),
     (
         r"Could not resolve hostname|Name or service not known",
@@ -35,8 +36,7 @@ _MEANINGS = (
     ),
     (
         r"command not found|not found$|No module named",
-        "{target} ({address}) has no whimbrel-receive. Install whimbrel there and name it in the forced command "
-        "of {source}'s key",
+        "{target} ({address}) has no whimbrel-receive. Install whimbrel there and run `whimbrel host enroll`",
     ),
 )
 

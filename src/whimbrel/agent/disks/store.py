@@ -18,13 +18,13 @@ from whimbrel.agent.directories import (
     write_durably,
     write_manifest,
 )
-from whimbrel.agent.disks import checks, qcow2
+from whimbrel.agent.disks import checks, qcow2, receive
 from whimbrel.agent.disks.cache import ImageCache
 from whimbrel.agent.disks.channel import SshChannels
 from whimbrel.agent.disks.configdrive import make_config_drive
 from whimbrel.agent.disks.copies import Copies, Log, is_carried
 from whimbrel.agent.disks.frames import CACHE, RECEIVED
-from whimbrel.agent.disks.incoming import Incoming, seen
+from whimbrel.agent.disks.incoming import Incoming, declared, seen
 from whimbrel.domain.errors import StepError
 from whimbrel.domain.server import Disk, DiskRole, Image
 from whimbrel.migration.messages import Facts, Order, Work
@@ -81,6 +81,7 @@ class HostDisks:
                     "attempt": order.attempt,
                     "host": self._host,
                     "disks": [asdict(disk) for disk in order.work.guest.disks],
+                    "receives": {} if building else declared(order.work.old.disks),
                 },
             )
             sync_directory(self._directories.root)
@@ -137,9 +138,16 @@ class HostDisks:
         return _load(self._pushed(order))
 
     def verify(self, order: Order, control: Control) -> Facts:
-        """Hold what the receiver has read back from the target's disk against the digests in the order's results."""
-        sent = order.results.get("copy_disks") or order.results["move_memory"]
+        """Hold what the receiver has read back from the target's disk against the digests in the order's results.
+
+        Then the directory is shut: a source that stays connected could write to what a guest will soon run from.
+        """
         incoming = self._directories.arriving(order.server, order.attempt)
+        with in_words("verify the disks in", incoming), receive.shut(incoming):
+            return self._verify(order, incoming, control)
+
+    def _verify(self, order: Order, incoming: Path, control: Control) -> Facts:
+        sent = order.results.get("copy_disks") or order.results["move_memory"]
         received = (_load(incoming / RECEIVED) or {}).get("files", {})
         for name, expected in sent["disks"].items():
             with in_words("look at", incoming / name):
@@ -195,7 +203,7 @@ class HostDisks:
             return None
         if image is None or root.base not in (None, image.sha256):
             raise StepError(f"The order does not name base image {root.base}, on which server {order.server} stands.")
-        self._cache.link(image, incoming / qcow2.BASE, self._channels.base_image(order), control)
+        self._cache.link(image, incoming / qcow2.BASE, self._channels.base_image(order, control), control)
         return image
 
     def _link_shared(self, order: Order, paths: list[Path]) -> Facts:
@@ -217,7 +225,7 @@ def _read_back(incoming: Path, name: str, control: Control) -> dict[str, Any]:
     """Read a file back from the disk; return its size and digest."""
     directory = os.open(incoming, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        file = Incoming(directory, name)
+        file = Incoming(directory, name, (incoming / name).stat().st_size)
         try:
             read = 0
 
