@@ -57,7 +57,7 @@ class RealHosts:
     def __init__(self, lab: Lab, drivers: dict[str, Any], image: Image) -> None:
         self._lab, self._drivers = lab, drivers
         self._starts = {host: driver.Start() for host, driver in drivers.items()}
-        ports = ("guests", "directories", "disks", "channels", "grants")
+        ports = ("guests", "directories", "disks", "channels", "grants", "memory")
         self._worlds = {
             host: World(**{name: start.port(name) for name in ports}) for host, start in self._starts.items()
         }

@@ -354,6 +354,59 @@ def test_a_move_that_failed_leaves_the_source_as_it_was_and_nothing_at_the_targe
     assert not list(hosts.instances("h2").glob(f"{story.server}*"))
 
 
+LIVE_ROWS = (
+    ("h1", "describe_guest"),
+    ("h2", "check_processor"),
+    ("h2", "prepare"),
+    ("h1", "open_channel"),
+    ("h1", "precopy"),
+    ("h2", "define_guest"),
+    ("h2", "expect_guest"),
+    ("h1", "move_memory"),
+    ("h2", "verify_disks"),
+)
+
+
+def test_a_guest_that_moves_while_it_runs_keeps_every_write_and_runs_nowhere_until_the_hand_over(hosts: Hosts) -> None:
+    story = Story(hosts)
+    story.build()
+    for host, step in LIVE_ROWS:
+        story.do(host, "live", step)
+    assert story.probe("h1", "live", "move_memory") is Answer.DONE
+    story.do("h1", "live", "move_memory")
+    assert story.state("h1") is story.state("h2") is PowerState.PAUSED
+    before = story.last_write("h1")
+    story.epoch = 2
+    for _ in range(2):
+        assert story.do("h2", "live", "resume_guest")["released"] is True
+    assert story.state("h2") is PowerState.RUNNING
+    story.results["hand_over"] = {"epoch": 2}
+    for _ in range(2):
+        story.do("h1", "live", "retire_source")
+    assert not list(hosts.instances("h1").glob(f"{story.server}*")) and story.state("h1") is None
+    assert story.last_write("h2") >= before
+
+
+def test_a_guest_whose_live_move_is_turned_back_goes_on_at_the_source(hosts: Hosts) -> None:
+    story = Story(hosts)
+    story.build()
+    for host, step in LIVE_ROWS:
+        story.do(host, "live", step)
+    before = story.last_write("h1")
+    story.epoch = 2
+    for host, step in (
+        ("h1", "move_memory"),
+        ("h2", "expect_guest"),
+        ("h2", "define_guest"),
+        ("h1", "precopy"),
+        ("h2", "prepare"),
+    ):
+        story.do(host, "live", step, verb=Verb.UNDO)
+    assert story.state("h1") is PowerState.RUNNING and story.state("h2") is None
+    assert not list(hosts.instances("h2").glob(f"{story.server}*"))
+    assert story.last_write("h1") >= before
+
+
 def test_a_revert_brings_the_sources_copy_back(hosts: Hosts) -> None:
     story = Story(hosts)
     story.build()

@@ -398,7 +398,7 @@ def ports_of(cloud: SimCloud, real: Callable[..., Ports]) -> Callable[..., Ports
         assert process is not None
         ports, host = real(conf, ledger, *more), cloud.hosts[conf.host]
         host.ledger = ledger
-        names = ("guests", "directories", "disks", "channels", "grants")
+        names = ("guests", "directories", "disks", "channels", "grants", "memory")
         return Ports(**{name: Port(host, name, getattr(ports, name)) for name in names})
 
     return make

@@ -86,6 +86,15 @@ def migrate(tx: Connection, user: User) -> Begun | None:
     return migrations.begin(tx, server, Kind.MIGRATION, protocols.COLD, forced_host=host, **_asked())
 
 
+def migrate_live(tx: Connection, user: User) -> Begun | None:
+    """Move a server while it runs, now and then to a named host."""
+    situation = _resting(tx, user, "os-migrateLive", ("active",))
+    host = _some_host(tx, user) if user.rng.random() < 0.4 else None
+    if host == situation.server.host:
+        return None
+    return migrations.begin(tx, situation.server.id, Kind.LIVE, protocols.LIVE, forced_host=host, **_asked())
+
+
 def resize(tx: Connection, user: User) -> Begun | None:
     """Give a server the larger flavor."""
     situation = _resting(tx, user, "resize", ("active", "stopped"))
@@ -170,6 +179,7 @@ def prove(tx: Connection, user: User) -> Begun | None:
 OPERATIONS = (
     Row("build", 2, build),
     Row("migrate", 5, migrate),
+    Row("migrate live", 3, migrate_live),
     Row("resize", 2, resize),
     Row("confirm", 3, confirm),
     Row("revert", 3, revert),

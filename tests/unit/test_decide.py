@@ -127,6 +127,7 @@ def test_a_step_that_lets_another_host_run_is_ordered_at_a_new_epoch() -> None:
     assert raising == {
         "cold": {"stop_guest", "start_guest"},
         "resize": {"stop_guest", "start_guest"},
+        "live": {"move_memory", "resume_guest"},
         "build": {"start_guest"},
         "evacuate": {"fence_source", "start_guest"},
         "revert": {"stop_target"},

@@ -66,6 +66,7 @@ class _Sent:
 
     session: Session
     listener: socket.socket
+    path: Path
     thread: threading.Thread | None = None
     bytes: int = 0
     failure: StepError | None = None
@@ -176,7 +177,7 @@ class LibvirtMemory:
         path.unlink(missing_ok=True)
         session = self._channels.open_for_memory(order, control)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sent = _Sent(session, listener)
+        sent = _Sent(session, listener, path)
         self._sent[order.server] = sent
         with in_words("listen at", path):
             listener.bind(str(path))
@@ -195,7 +196,6 @@ class LibvirtMemory:
                 f"hold server {order.server}", lambda connection: connection.lookupByUUIDString(order.server).suspend()
             )
         self._monitor(order.server, "migrate", uri=f"unix:{path}")
-        path.unlink(missing_ok=True)
         return sent.held_at
 
     def is_held(self, order: Order, control: Control) -> bool:
@@ -278,6 +278,7 @@ class LibvirtMemory:
         sent = self._sent.pop(server, None)
         if sent is not None:
             sent.listener.close()
+            sent.path.unlink(missing_ok=True)
             sent.session.end()
             if sent.thread is not None:
                 sent.thread.join(5.0)
