@@ -25,7 +25,7 @@ from whimbrel.agent.disks.channel import SshChannels
 from whimbrel.agent.disks.frames import BLOCK, MEMORY
 from whimbrel.agent.disks.session import Session
 from whimbrel.agent.guests.connection import Hypervisor, binding
-from whimbrel.agent.guests.libvirt import ALIVE, LibvirtGuests
+from whimbrel.agent.guests.libvirt import ALIVE, LibvirtGuests, qemu_processes
 from whimbrel.domain.errors import CannotTell, StepError
 from whimbrel.domain.server import DiskRole, PowerState
 from whimbrel.migration.messages import Facts, Order
@@ -44,10 +44,17 @@ HOLD_MS = 100
 UNBOUNDED = 1 << 40
 """Bytes a second. QEMU's own limit would be far below a fast link's; the channel holds it back where that is slow."""
 
+STRANGERS = 20
+"""Connections that are sent away before a move is given up."""
+
 ENDED = ("completed", "failed", "cancelled", "none")
 
 _HEAD = struct.Struct("=16sIIIII14I")
 """libvirt's head of a saved guest: magic, version, length of the definition, was it running, compression, cookie."""
+
+
+_PEER = struct.Struct("=iII")
+"""Process, user and group at the other end of a socket."""
 
 
 @dataclass
@@ -79,7 +86,9 @@ class LibvirtMemory:
 
     def __init__(self, settings: Agent, guests: LibvirtGuests, channels: SshChannels) -> None:
         self._settings, self._guests, self._channels = settings, guests, channels
-        self._hypervisor: Hypervisor = guests.hypervisor
+        self._hypervisor = guests.hypervisor
+        self._waiting = Hypervisor(settings.libvirt_uri)
+        """For the calls that last as long as a guest's memory needs; they must not hold the others up."""
         self._directories = HostDirectories(settings.instances_dir)
         self._expected: dict[str, _Expected] = {}
         self._sent: dict[str, _Sent] = {}
@@ -181,10 +190,10 @@ class LibvirtMemory:
         self._sent[order.server] = sent
         with in_words("listen at", path):
             listener.bind(str(path))
-            path.chmod(0o666)  # the hypervisor may run as another user; it connects once, and at once
+            path.chmod(0o666)  # the hypervisor may run as another user; who it is, is looked at
             listener.listen(1)
             listener.settimeout(10.0)
-        sent.thread = threading.Thread(target=_pump, args=(sent, control), daemon=True)
+        sent.thread = threading.Thread(target=_pump, args=(order.server, sent, control), daemon=True)
         sent.thread.start()
         capabilities = [{"capability": name, "state": True} for name in ("pause-before-switchover", "auto-converge")]
         self._monitor(order.server, "migrate-set-capabilities", capabilities=capabilities)
@@ -260,7 +269,7 @@ class LibvirtMemory:
     def _restore(self, server: str, path: Path, expected: _Expected) -> None:
         paused = binding().VIR_DOMAIN_SAVE_PAUSED
         try:
-            self._hypervisor.call(
+            self._waiting.call(
                 f"take over server {server}",
                 lambda connection: connection.restoreFlags(str(path), None, paused),
                 LONGEST,
@@ -316,13 +325,11 @@ class LibvirtMemory:
         return answer.get("return")
 
 
-def _pump(sent: _Sent, control: Control) -> None:
+def _pump(server: str, sent: _Sent, control: Control) -> None:
     """Bring what QEMU sends to the channel, until its end; where the channel is slow, QEMU waits."""
     buffer = bytearray(BLOCK)
     try:
-        stream, _ = sent.listener.accept()
-        with stream:
-            stream.settimeout(None)
+        with _accept(server, sent.listener) as stream:
             while got := stream.recv_into(buffer):
                 sent.session.send(0, memoryview(buffer)[:got], control)
                 sent.bytes += got
@@ -330,6 +337,18 @@ def _pump(sent: _Sent, control: Control) -> None:
         sent.failure = error
     except OSError as error:
         sent.failure = StepError(f"QEMU's memory did not come: {error}.")
+
+
+def _accept(server: str, listener: socket.socket) -> socket.socket:
+    """Wait for the guest's own QEMU; whoever else comes is sent away."""
+    for _ in range(STRANGERS):
+        stream, _ = listener.accept()
+        pid = _PEER.unpack(stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))[0]
+        if pid in qemu_processes(server):
+            stream.settimeout(None)
+            return stream
+        stream.close()
+    raise StepError(f"Others than QEMU connect to where server {server} is to send its memory; look who that is.")
 
 
 def _processor(definition: str, capabilities: str) -> str:
