@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo lab test sim proof mutants lint fuzz bench lock clean
+.PHONY: help setup demo lab test sim proof mutants lint fuzz bench bench-transfer lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ mutants: setup  ## change the heart one thing at a time and see whether a test n
 
 bench: setup  ## measure; raw rows go to benchmarks/results
 	$(PY) -m benchmarks $(ARGS)
+
+bench-transfer: setup  ## downtime by size of disk, cold, warm and live; table and picture in docs/transfer.md
+	$(PY) -m benchmarks.transfer $(ARGS)
 
 lock: setup  ## write the hashed locks anew
 	tools/lock.sh

@@ -54,20 +54,20 @@ def _downtime(lab: Lab, cloud: Cloud, size: tuple[int, int], what: str, marks: t
     data, disk = size
     flavor = cloud.flavor(f"disk{disk}", vcpus=1, ram=128, disk=disk)
     server = cloud.create(f"data{data}", flavor, user_data=f"writer.interval_ms=50\nfill_mib={data}\n")
-    _ready(lab, cloud, server, boots=1)
+    ready(lab, cloud, server, boots=1)
     downs, wires, confirms, reverts = [], [], [], []
     for number in range(ROUNDS):
-        source = lab.host(_host(cloud, server))
-        before = _sent(source)
+        source = lab.host(host_of(cloud, server))
+        before = sent_bytes(source)
         cloud.timed(server, {"migrate": None}, "VERIFY_RESIZE")
-        facts = {step["step"]: step.get("facts") or {} for step in _steps(cloud, server)}
+        facts = {step["step"]: step.get("facts") or {} for step in steps(cloud, server)}
         downs.append(facts["start_guest"]["running_at"] - facts["stop_guest"]["stopped_at"])
-        wires.append((_sent(source) - before) / facts["copy_disks"]["allocated"])
-        _ready(lab, cloud, server, boots=2 + number)
+        wires.append((sent_bytes(source) - before) / facts["copy_disks"]["allocated"])
+        ready(lab, cloud, server, boots=2 + number)
         verdict = "confirmResize" if number % 2 else "revertResize"
         (confirms if number % 2 else reverts).append(cloud.timed(server, {verdict: None}, "ACTIVE"))
         if verdict == "revertResize":
-            _ready(lab, cloud, server, boots=2 + number)
+            ready(lab, cloud, server, boots=2 + number)
     keep(NAME, what, "s", downs, *marks)
     keep(NAME, f"bytes on the wire over allocated, {data} MiB", "", wires, 1.0, 1.03)
     keep(NAME, f"confirm, {data} MiB of data", "s", confirms, 0.39, 0.3)
@@ -75,11 +75,11 @@ def _downtime(lab: Lab, cloud: Cloud, size: tuple[int, int], what: str, marks: t
     cloud.delete(server)
 
 
-def _host(cloud: Cloud, server: str) -> str:
+def host_of(cloud: Cloud, server: str) -> str:
     return str(cloud.get(f"/servers/{server}")["server"]["OS-EXT-SRV-ATTR:host"])
 
 
-def _steps(cloud: Cloud, server: str) -> list[dict[str, Any]]:
+def steps(cloud: Cloud, server: str) -> list[dict[str, Any]]:
     return [
         step
         for segment in cloud.story(server)["segments"]
@@ -88,17 +88,17 @@ def _steps(cloud: Cloud, server: str) -> list[dict[str, Any]]:
     ]
 
 
-def _sent(host: Any) -> int:
+def sent_bytes(host: Any) -> int:
     """Return the bytes that the host's own interface has sent, headers and encryption and all."""
     (link,) = json.loads(host.exec(["ip", "-statistics", "-json", "link", "show", "eth0"]).stdout)
     return int(link["stats64"]["tx"]["bytes"])
 
 
-def _ready(lab: Lab, cloud: Cloud, server: str, boots: int) -> None:
+def ready(lab: Lab, cloud: Cloud, server: str, boots: int) -> None:
     """Wait until the guest writes again, and hold it to its own verdict."""
     end = time.monotonic() + 300
     while time.monotonic() < end:
-        text = lab.console(_host(cloud, server), server)
+        text = lab.console(host_of(cloud, server), server)
         tail = text[text.rfind("WRITER VERIFY") :]
         if "WRITER READY" in tail and re.search(r"WRITER seq=\d+", tail):
             verdict = re.search(r"torn=(\d+) bad=(\d+)", tail)

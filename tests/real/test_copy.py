@@ -518,3 +518,19 @@ def test_a_disk_that_is_written_to_meanwhile_arrives_as_it_is_in_the_end(pair: P
     pair.target.disks.verify(pair.order("verify_disks", {"copy_disks": pushed}, **work), patience())
     assert filecmp.cmp(pair.received("disk-0"), pair.source.names.sealed(UUID, ATTEMPT) / "disk-0", shallow=False)
     assert pushed["bytes"] < 8 * MIB, "most of it was there"
+
+
+@pytest.mark.parametrize(
+    ("choice", "words"), [("warm", "This host keeps no log"), ("wram", "one of auto, cold, warm"), ("auto", None)]
+)
+def test_a_server_says_how_it_is_moved_and_what_cannot_be_is_refused(
+    pair: Pair, choice: str, words: str | None
+) -> None:
+    guest = replace(GUEST, metadata={"whimbrel:move": choice})
+    order = pair.order("precopy", guest=guest, old=guest)
+    source = HostDisks(pair.settings, pair.source.channels)
+    if words is None:
+        assert "keeps no log" in source.precopy(order, patience())["skipped"]
+    else:
+        with pytest.raises(StepError, match=words):
+            source.precopy(order, patience())

@@ -139,6 +139,8 @@ class Agent(msgspec.Struct, forbid_unknown_fields=True):
     hypervisor: str = "libvirt"
     libvirt_uri: str = "qemu:///system"
     virt_type: str = "kvm"
+    move: Literal["auto", "cold", "warm"] = "auto"
+    """How servers that do not say it in their metadata (`whimbrel:move`) are moved from this host."""
     live_memory: Literal["auto", "running", "held"] = "auto"
     """Whether a guest that moves live runs while its memory crosses; `auto`: unless its processor is emulated."""
     machine: str = "pc"

@@ -23,7 +23,10 @@ from whimbrel.migration.messages import Facts, Order
 from whimbrel.migration.ports import Control
 
 CHOICE = "whimbrel:move"
-"""In a server's metadata: `cold` stops the guest before anything is copied."""
+"""In a server's metadata, how it is moved: `cold` stops the guest before anything is copied, `warm` copies its disks
+while it runs or does not move it, `auto` does what can be done."""
+
+CHOICES = ("auto", "cold", "warm")
 
 _OURS = re.compile(re.escape(LOG) + "[0-9]+")
 
@@ -44,8 +47,9 @@ class Log(Protocol):
 class Copies:
     """One copy per server and attempt."""
 
-    def __init__(self, channels: SshChannels, log: Log | None) -> None:
+    def __init__(self, channels: SshChannels, log: Log | None, choice: str = "auto") -> None:
         self._channels = channels
+        self._choice = choice
         self._log = log
         self._under_way: dict[tuple[str, str], PreCopy] = {}
         self._last_written: dict[tuple[str, str], dict[str, Clusters | None]] = {}
@@ -53,9 +57,14 @@ class Copies:
     def begin(self, order: Order, control: Control) -> Facts:
         """Copy the disks while the guest runs, in rounds; what is left is sent by `finish`.
 
-        The facts say `skipped`, and why, where the guest or its disks cannot be copied so.
+        The facts say `skipped`, and why, where the guest or its disks cannot be copied so; StepError if they must be.
         """
-        reason = self._why_not_running(order)
+        choice = order.work.old.metadata.get(CHOICE, self._choice)
+        if choice not in CHOICES:
+            raise StepError(
+                f"Server {order.server} has {CHOICE}={choice!r:.40} in its metadata; it is one of {', '.join(CHOICES)}."
+            )
+        reason = self._why_not_running(order, choice)
         if reason is None and self._log is not None:
             self.give_up(order, control)
             try:
@@ -64,6 +73,8 @@ class Copies:
                 raise
             except StepError as error:
                 reason = str(error)
+        if reason is not None and choice == "warm" and order.work.was_running and order.protocol != "live":
+            raise StepError(f"Server {order.server} is to be moved warm, and cannot be. {reason} Set {CHOICE}=auto.")
         if reason is not None:
             return {"skipped": reason}
         self._channels.take_slot(order, control)
@@ -162,12 +173,13 @@ class Copies:
         assert self._log is not None
         return self._log.cut(order.server)
 
-    def _why_not_running(self, order: Order) -> str | None:
+    def _why_not_running(self, order: Order, choice: str) -> str | None:
         """Say why the disks are to be copied after the stop; None when they can be copied while the guest runs."""
         if not order.work.was_running:
             return "The guest is off."
-        if order.work.old.metadata.get(CHOICE) == "cold" and order.protocol != "live":
-            return f"The server's metadata say {CHOICE}=cold."
+        if choice == "cold" and order.protocol != "live":
+            where = "The server's metadata say" if CHOICE in order.work.old.metadata else "This host's settings say"
+            return f"{where} {CHOICE}=cold."
         if order.results.get("open_channel", {}).get("shared"):
             return "The storage is shared, so nothing is copied."
         if self._log is None:
