@@ -25,10 +25,10 @@ from whimbrel.agent.disks.frames import GRANULE, Range
 from whimbrel.agent.disks.mapping import read_bitmaps
 from whimbrel.agent.disks.store import HostDisks
 from whimbrel.domain.errors import Cancelled, StepError, TimedOut
-from whimbrel.domain.server import Disk, DiskRole, Image
+from whimbrel.domain.server import Disk, DiskRole, Image, Manner
 from whimbrel.identity.authority import RECEIVE, SshAuthority
 from whimbrel.lab.processes import wait_until
-from whimbrel.migration.messages import Order, Place
+from whimbrel.migration.messages import Foresee, Order, Place, Way
 from whimbrel.ops import clock
 
 pytestmark = pytest.mark.real
@@ -521,16 +521,18 @@ def test_a_disk_that_is_written_to_meanwhile_arrives_as_it_is_in_the_end(pair: P
 
 
 @pytest.mark.parametrize(
-    ("choice", "words"), [("warm", "This host keeps no log"), ("wram", "one of auto, cold, warm"), ("auto", None)]
+    ("manner", "way"), [(Manner.WARM, Way.NONE), (Manner.COLD, Way.COLD), (Manner.AUTO, Way.COLD), (None, Way.COLD)]
 )
-def test_a_server_says_how_it_is_moved_and_what_cannot_be_is_refused(
-    pair: Pair, choice: str, words: str | None
-) -> None:
-    guest = replace(GUEST, metadata={"whimbrel:move": choice})
-    order = pair.order("precopy", guest=guest, old=guest)
+def test_what_is_foreseen_is_what_is_done(pair: Pair, manner: Manner | None, way: Way) -> None:
+    pair.make_server(1)
     source = HostDisks(pair.settings, pair.source.channels)
-    if words is None:
-        assert "keeps no log" in source.precopy(order, patience())["skipped"]
-    else:
-        with pytest.raises(StepError, match=words):
+    order = pair.order("precopy", manner=manner)
+    question = Foresee(UUID, live=False, manner=manner, was_running=True, disks=GUEST.disks)
+    foreseen = source.foresee(question)
+    assert (foreseen.way, foreseen.allocated > 0) == (way, True)
+    if way is Way.NONE:
+        with pytest.raises(StepError, match="This host keeps no log"):
             source.precopy(order, patience())
+    else:
+        assert source.precopy(order, patience()) == {"skipped": foreseen.reason}
+    assert ("=cold" in foreseen.reason) == (manner is Manner.COLD)

@@ -18,15 +18,13 @@ from whimbrel.agent.disks.mapping import Clusters, Unreadable, read_bitmaps, ref
 from whimbrel.agent.disks.precopy import PreCopy, clusters_of
 from whimbrel.agent.disks.send import Copy, Outgoing
 from whimbrel.domain.errors import CannotTell, StepError
-from whimbrel.domain.server import Disk, DiskRole
-from whimbrel.migration.messages import Facts, Order
+from whimbrel.domain.server import MOVE, Disk, DiskRole, Manner
+from whimbrel.migration.messages import Facts, Foresee, Foresight, Order, Way
 from whimbrel.migration.ports import Control
 
-CHOICE = "whimbrel:move"
-"""In a server's metadata, how it is moved: `cold` stops the guest before anything is copied, `warm` copies its disks
-while it runs or does not move it, `auto` does what can be done."""
-
-CHOICES = ("auto", "cold", "warm")
+SHARED = "The storage is shared, so nothing is copied."
+STAT_BLOCK = 512
+"""Bytes that a block of `stat` stands for, whatever the filesystem's are (stat(3type))."""
 
 _OURS = re.compile(re.escape(LOG) + "[0-9]+")
 
@@ -47,24 +45,33 @@ class Log(Protocol):
 class Copies:
     """One copy per server and attempt."""
 
-    def __init__(self, channels: SshChannels, log: Log | None, choice: str = "auto") -> None:
+    def __init__(self, channels: SshChannels, log: Log | None, manner: str = Manner.AUTO) -> None:
         self._channels = channels
-        self._choice = choice
+        self._manner = Manner(manner)
         self._log = log
         self._under_way: dict[tuple[str, str], PreCopy] = {}
         self._last_written: dict[tuple[str, str], dict[str, Clusters | None]] = {}
+
+    def foresee(self, question: Foresee, home: Path) -> Foresight:
+        """Say how the server whose files are in `home` would be moved."""
+        paths = [home / disk.name for disk in question.disks if is_carried(disk)]
+        with in_words("look at", home):
+            allocated = sum(path.stat().st_blocks * STAT_BLOCK for path in paths)
+        reason = self._why_not_running(question, home)
+        if reason is None:
+            return Foresight(Way.LIVE if question.live else Way.WARM, "", allocated)
+        if question.must_run:
+            return Foresight(Way.NONE, reason if question.live else _not_warm(question, reason), allocated)
+        return Foresight(Way.COLD, reason, allocated)
 
     def begin(self, order: Order, control: Control) -> Facts:
         """Copy the disks while the guest runs, in rounds; what is left is sent by `finish`.
 
         The facts say `skipped`, and why, where the guest or its disks cannot be copied so; StepError if they must be.
         """
-        choice = order.work.old.metadata.get(CHOICE, self._choice)
-        if choice not in CHOICES:
-            raise StepError(
-                f"Server {order.server} has {CHOICE}={choice!r:.40} in its metadata; it is one of {', '.join(CHOICES)}."
-            )
-        reason = self._why_not_running(order, choice)
+        question = _question(order)
+        shared = bool(order.results.get("open_channel", {}).get("shared"))
+        reason = SHARED if shared else self._why_not_running(question, self._channels.home(order))
         if reason is None and self._log is not None:
             self.give_up(order, control)
             try:
@@ -73,8 +80,8 @@ class Copies:
                 raise
             except StepError as error:
                 reason = str(error)
-        if reason is not None and choice == "warm" and order.work.was_running and order.protocol != "live":
-            raise StepError(f"Server {order.server} is to be moved warm, and cannot be. {reason} Set {CHOICE}=auto.")
+        if reason is not None and question.must_run and not question.live:
+            raise StepError(_not_warm(question, reason))
         if reason is not None:
             return {"skipped": reason}
         self._channels.take_slot(order, control)
@@ -173,19 +180,16 @@ class Copies:
         assert self._log is not None
         return self._log.cut(order.server)
 
-    def _why_not_running(self, order: Order, choice: str) -> str | None:
+    def _why_not_running(self, question: Foresee, home: Path) -> str | None:
         """Say why the disks are to be copied after the stop; None when they can be copied while the guest runs."""
-        if not order.work.was_running:
+        if not question.was_running:
             return "The guest is off."
-        if choice == "cold" and order.protocol != "live":
-            where = "The server's metadata say" if CHOICE in order.work.old.metadata else "This host's settings say"
-            return f"{where} {CHOICE}=cold."
-        if order.results.get("open_channel", {}).get("shared"):
-            return "The storage is shared, so nothing is copied."
+        if (question.manner or self._manner) is Manner.COLD and not question.live:
+            where = "The server's metadata or the request say" if question.manner else "This host's settings say"
+            return f"{where} {MOVE}=cold."
         if self._log is None:
             return "This host keeps no log of what guests write."
-        home = self._channels.home(order)
-        for disk in order.work.old.disks:
+        for disk in question.disks:
             if not is_carried(disk):
                 continue
             if disk.format != "qcow2":
@@ -195,6 +199,15 @@ class Copies:
             except Unreadable as error:
                 return f"{disk.name} cannot be copied while its guest runs: {error}."
         return None
+
+
+def _question(order: Order) -> Foresee:
+    work = order.work
+    return Foresee(order.server, order.protocol == "live", work.manner, work.was_running, tuple(work.old.disks))
+
+
+def _not_warm(question: Foresee, reason: str) -> str:
+    return f"Server {question.server} is to be moved warm, and cannot be. {reason} Ask for {MOVE}=auto."
 
 
 def is_carried(disk: Disk) -> bool:
