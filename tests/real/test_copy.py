@@ -110,16 +110,36 @@ def test_a_file_that_is_cut_or_gone_is_found_and_named(pair: Pair, name: str) ->
         pair.verify(pushed)
 
 
-def test_a_killed_receiver_fails_the_copy_and_the_next_copy_is_whole(pair: Pair) -> None:
+def test_a_copy_whose_receiver_is_killed_goes_on_by_itself_from_where_it_was(pair: Pair) -> None:
+    pair.make_server(100)
+    killed = []
+
+    def kill() -> None:
+        killed.append(receiver(pair))
+        os.kill(killed[0], signal.SIGKILL)
+
+    pushed = pair.push(pair.open(), copying(pair, kill, 60 * MIB))
+    assert killed and 100 * MIB <= pushed["bytes"] < 140 * MIB
+    pair.verify(pushed)
+    assert filecmp.cmp(pair.received("disk-0"), pair.source.names.sealed(UUID, ATTEMPT) / "disk-0", shallow=False)
+
+
+def test_a_copy_that_finds_no_way_gives_up_in_the_end_and_the_next_one_goes_on(pair: Pair) -> None:
     pair.make_server(100)
     opened = pair.open()
-    with pytest.raises(StepError, match="from h1 to h2"):
-        pair.push(opened, copying(pair, lambda: os.kill(receiver(pair), signal.SIGKILL), 60 * MIB))
+
+    def cut() -> None:
+        child = receiver(pair)
+        pair.close()
+        os.kill(child, signal.SIGKILL)
+
+    with pytest.raises(StepError, match="nothing listens on h2"):
+        pair.push(opened, copying(pair, cut, 60 * MIB))
     assert pair.source.disks.pushed(pair.order("copy_disks")) is None
+    pair.listen()
     pushed = pair.push(opened)
     assert pushed["bytes"] < 60 * MIB, "it was taken up where it was cut off"
     pair.verify(pushed)
-    assert filecmp.cmp(pair.received("disk-0"), pair.source.names.sealed(UUID, ATTEMPT) / "disk-0", shallow=False)
 
 
 @pytest.mark.parametrize("byte", [0, 0x40])

@@ -7,6 +7,7 @@ but time: the target says what it holds, and what differs is sent.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -119,24 +120,17 @@ class Copies:
         """Send what the target does not hold, until it has read all of it back from its disk."""
         move = self._under_way.pop((order.server, order.attempt), None)
         written = self._last_written.pop((order.server, order.attempt), {})
-        session = self._channels.session(order, control)
         with in_words("read", paths[0].parent):
             known = {name: found for name, found in written.items() if found is not None}
-            if move is not None and move.copy.session is not session:  # the channel was lost
-                move.close()
-                move = None
             copy = move.copy if move is not None else self._begin_copy(order, paths, control)
-            if move is not None and set(known) == set(_qcow2_disks(order)):
-                parts = move.left(known)
-            else:  # the log was lost: what the target holds is compared with all that is here
-                parts = {file: file.everything() for file in copy.files}
             try:
+                if move is not None and set(known) == set(_qcow2_disks(order)):
+                    parts = move.left(known)
+                else:  # the log was lost: what the target holds is compared with all that is here
+                    parts = {file: file.everything() for file in copy.files}
                 before = copy.sent
-                copy.send(parts, control)
-                mended = copy.settle(control)
-                held = sum(file.allocated for file in copy.files)
-                facts = {"bytes": copy.sent - before, "mended": mended, "allocated": held}
-                return {**facts, "disks": copy.finish(control)}
+                facts = copy.lasting(lambda: _last_round(copy, parts, control), control)
+                return {"bytes": copy.sent - before, **facts}
             finally:
                 copy.close()
 
@@ -153,11 +147,8 @@ class Copies:
         del self._under_way[order.server, order.attempt]
         try:
             before = move.copy.sent
-            move.copy.send(move.left(written), control)
-            mended = move.copy.settle(control)
-            held = sum(file.allocated for file in move.copy.files)
-            facts = {"bytes": move.copy.sent - before, "mended": mended, "allocated": held}
-            return {**facts, "disks": move.copy.finish(control)}
+            facts = _last_round(move.copy, move.left(written), control)
+            return {"bytes": move.copy.sent - before, **facts}
         finally:
             move.close()
 
@@ -168,7 +159,7 @@ class Copies:
         return move
 
     def _begin_copy(self, order: Order, paths: list[Path], control: Control) -> Copy:
-        copy = Copy([Outgoing(path) for path in paths], self._channels.session(order, control))
+        copy = Copy([Outgoing(path) for path in paths], lambda control: self._channels.session(order, control))
         try:
             copy.begin(control)
         except BaseException:
@@ -185,7 +176,7 @@ class Copies:
         if not question.was_running:
             return "The guest is off."
         if (question.manner or self._manner) is Manner.COLD and not question.live:
-            where = "The server's metadata or the request say" if question.manner else "This host's settings say"
+            where = "The request or the server's metadata say" if question.manner else "This host's settings say"
             return f"{where} {MOVE}=cold."
         if self._log is None:
             return "This host keeps no log of what guests write."
@@ -199,6 +190,13 @@ class Copies:
             except Unreadable as error:
                 return f"{disk.name} cannot be copied while its guest runs: {error}."
         return None
+
+
+def _last_round(copy: Copy, parts: Mapping[Outgoing, Iterable[Range]], control: Control) -> Facts:
+    copy.send(parts, control)
+    mended = copy.settle(control)
+    held = sum(file.allocated for file in copy.files)
+    return {"mended": mended, "allocated": held, "disks": copy.finish(control)}
 
 
 def _question(order: Order) -> Foresee:
