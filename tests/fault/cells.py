@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from tests.fault.gates import AFTER, BEFORE, Gate
 from whimbrel.migration.protocols import PROTOCOLS
 
-MOVES = ("cold", "revert", "confirm")
-EVERY = ("cold", "resize", "confirm", "revert", "build", "delete", "power")
+MOVES = ("cold", "live", "revert", "confirm")
+EVERY = ("cold", "live", "resize", "confirm", "revert", "build", "delete", "power")
 FAULTS = (
     "conductor",
     "api",

@@ -111,6 +111,9 @@ class Matrix:
         match protocol:
             case "cold":
                 server.migrate()
+            case "live":
+                server.remember()  # no copy stays behind to hold it against
+                server.migrate_live()
             case "resize":
                 name = server.show()["flavor"]["original_name"]
                 server.resize("other" if name == "small" else "small")
@@ -141,6 +144,7 @@ class Matrix:
                 self._look_at(one, shot)
             found = [
                 f"{one.server.id} rests nowhere: {one.seen.get('status')} {one.seen.get('fault', '')}"
+                f"{'' if one.writes else ', and its guest does not write'}"
                 for one in watched
                 if not one.at_rest
             ]
@@ -150,6 +154,8 @@ class Matrix:
 
         self._watch(watched, settled, SETTLE)
         self.known.update(found)
+        if shot.protocol == "live":
+            self._read_back([one for one in watched if one.rest is not None and one.rest.running])
         rows = []
         for one in watched:
             said = [verdict(one.rest)] if one.rest is not None else []
@@ -161,6 +167,19 @@ class Matrix:
                 mine += [words for words in said if words]
                 rows.append(Row(one.cell, shot.away, self._outcome(one), ran, mine))
         return rows
+
+    def _read_back(self, watched: list[Watched]) -> None:
+        """Let guests that were never started anew read their disks: they do so when they boot."""
+        boots = {}
+        for one in watched:
+            assert one.rest is not None
+            one.server.remember()
+            boots[one.server.id] = len(one.server.boots(one.rest.host))
+            one.server.act("reboot", {"type": "HARD"})
+        for one in watched:
+            assert one.rest is not None
+            one.server.wait("ACTIVE")
+            one.server.wait_to_write(one.rest.host, boots[one.server.id] + 1)
 
     def _outcome(self, one: Watched) -> str:
         """Say in a word or two how the cell ended."""
@@ -179,6 +198,9 @@ class Matrix:
         match one.cell.protocol:
             case "cold" | "resize":
                 ended = "moved" if one.rest.sealed_at else f"back at the source{reason}"
+            case "live":
+                there = move["outcome"] == "completed"
+                ended = "moved" if there else f"went on at the source{reason}"
             case "revert":
                 ended = f"refused, runs on at the target{reason}" if one.rest.sealed_at else str(move["outcome"])
             case _:

@@ -314,8 +314,10 @@ class Auditor:
                 return any("guest_down" in row.facts for row in mine if row.step == "start_source")
             if move.outcome not in (Outcome.ERROR, Outcome.CANCELLED):
                 return False
-            if any(row.step in ("stop_guest", "move_memory", "set_power") for row in mine):
-                return any("guest_down" in row.undo_facts for row in mine)
+            if any("guest_down" in row.undo_facts for row in mine):
+                return True
+            if any(row.step in ("stop_guest", "move_memory", "fence_source", "set_power") for row in mine):
+                return False
         return False  # what came before those that ended without touching the guest is what counts
 
     def _found(self) -> set[tuple[str, str]]:

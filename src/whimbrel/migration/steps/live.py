@@ -95,13 +95,16 @@ def stay(world: World, order: Order, control: Control) -> Facts:
 
 
 def arrive(world: World, order: Order, control: Control) -> Facts:
-    """Let the guest run on here; one whose memory has not come whole is never started in its place."""
+    """Let the guest run on here; one whose memory has not come whole is never started in its place.
+
+    One that has run here and was lost with its host is started anew: its disks are the newest.
+    """
     released = world.grants.was_released(order.server, order.epoch)
     try:
         if not released:
             world.memory.await_arrival(order, control)
-        if world.guests.state(order.server) not in guest.ALIVE:
-            raise StepError(f"The process that was to take over server {order.server} on {order.host} is gone.")
+            if world.guests.state(order.server) not in guest.ALIVE:
+                raise StepError(f"The process that was to take over server {order.server} on {order.host} is gone.")
     except StepError as error:
         error.facts["released"] = released
         raise
