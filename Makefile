@@ -49,7 +49,7 @@ mutants: setup  ## change the heart one thing at a time and see whether a test n
 bench: setup  ## measure; raw rows go to benchmarks/results
 	$(PY) -m benchmarks $(ARGS)
 
-bench-transfer: setup  ## downtime by size of disk, cold, warm and live; table and picture in docs/transfer.md
+bench-transfer: setup  ## downtime by size of disk, and the copy beside scp and rsync; writes docs/transfer.md
 	$(PY) -m benchmarks.transfer $(ARGS)
 
 lock: setup  ## write the hashed locks anew

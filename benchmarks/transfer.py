@@ -1,4 +1,4 @@
-"""`make bench-transfer`: the hosts' share of a guest's downtime by the size of its disk, in three ways; and a picture.
+"""`make bench-transfer`: what hosts add to a downtime, by size of disk; and the copy beside scp, rsync and others.
 
 The share is from the moment at which the guest is off (or held) at the source to that at which it is let run at the
 target, as the journal has it; the guest's own shutdown and boot are not in it. The modes take turns in one run.
@@ -11,7 +11,9 @@ import statistics
 import tempfile
 from pathlib import Path
 
+from benchmarks import copying, picture
 from benchmarks.cloud import Cloud
+from benchmarks.copying import Found
 from benchmarks.measure import keep
 from benchmarks.moves import host_of, ready, sent_bytes, steps
 from whimbrel.lab import Lab
@@ -22,34 +24,69 @@ PEER = {200: 2.22, 1024: 4.63, 2048: 12.86}
 """Seconds that OpenStack Nova's hosts took on the same kind of machine, by MiB of data in a qcow2 disk."""
 
 MODES = ("cold", "warm", "live")
-COLOURS = {"cold": "#b5532a", "warm": "#2a6fb5", "live": "#2a8f4f", "Nova": "#888888"}
-
 Table = dict[str, dict[int, float]]
 """Seconds by mode and MiB."""
 
 
 def main() -> None:
-    """Measure, keep the rows, and write table and picture."""
+    """Measure, keep the rows, and write tables and pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", default=["downtime", "live", "copy"], help="downtime, live, copy")
     parser.add_argument("--sizes", default="200,1024,2048", help="MiB of data, with commas")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--moves", type=int, default=20, help="live moves in a row of the last part")
+    parser.add_argument("--moves", type=int, default=100, help="live moves in a row")
+    parser.add_argument("--gib", type=int, default=4, help="GiB of random data that are copied in every way")
     given = parser.parse_args()
-    sizes = [int(word) for word in given.sizes.split(",")]
-    table: Table = {mode: {} for mode in MODES}
     with tempfile.TemporaryDirectory(prefix="whimbrel-bench-") as path:
         lab = Lab.up(Path(path) / "lab", hosts=2)
         try:
             cloud = Cloud(Path(lab.clouds_yaml))
-            for size in sizes:
-                for mode, values in _by_mode(lab, cloud, size, given.rounds).items():
-                    peer = PEER.get(size) if mode != "live" else None
-                    keep(NAME, f"downtime by hosts, {mode}, {size} MiB of data", "s", values, peer, 0.8)
-                    table[mode][size] = statistics.median(values)
-            _in_a_row(lab, cloud, given.moves)
+            if "downtime" in given.parts:
+                _downtime(lab, cloud, [int(word) for word in given.sizes.split(",")], given.rounds)
+            if "live" in given.parts:
+                _in_a_row(lab, cloud, given.moves)
+            if "copy" in given.parts:
+                _copy(lab, cloud, given.gib, given.rounds)
         finally:
             lab.down()
-    _publish(table)
+
+
+def _downtime(lab: Lab, cloud: Cloud, sizes: list[int], rounds: int) -> None:
+    table: Table = {mode: {} for mode in MODES}
+    for size in sizes:
+        for mode, values in _by_mode(lab, cloud, size, rounds).items():
+            peer = PEER.get(size) if mode != "live" else None
+            keep(NAME, f"downtime by hosts, {mode}, {size} MiB of data", "s", values, peer, 0.8)
+            table[mode][size] = statistics.median(values)
+    rows = {**table, "Nova": {size: PEER[size] for size in sizes if size in PEER}}
+    head = ["", *(f"{size} MiB" for size in sizes)]
+    lines = [[name, *(f"{row[s]:.2f} s" if s in row else "" for s in sizes)] for name, row in rows.items()]
+    _publish("downtime", head, lines)
+    drawn = picture.lines(rows, "downtime by the hosts, seconds", "data in the disk, MiB")
+    (DOCS / "transfer.svg").write_text(drawn, encoding="utf-8")
+
+
+def _copy(lab: Lab, cloud: Cloud, gib: int, rounds: int) -> None:
+    found = copying.measure(lab, cloud, gib, rounds)
+    plain = statistics.median(found["scp"].speeds)
+
+    def row(name: str, one: Found) -> list[str]:
+        speed = statistics.median(one.speeds)
+        cost = f"{statistics.median(one.costs):.2f} s" if one.costs else ""
+        return [name, f"{speed:.0f} MiB/s", f"{speed / plain:.2f}", cost]
+
+    _publish("copy", ["", "speed", "of scp's", "processor time per GiB"], [row(*pair) for pair in found.items()])
+    speeds = {name: statistics.median(one.speeds) for name, one in found.items()}
+    costs = {name: statistics.median(one.costs) for name, one in found.items() if one.costs}
+    drawn = picture.bars([("MiB per second", speeds), ("processor seconds per GiB, both hosts", costs)])
+    (DOCS / "copying.svg").write_text(drawn, encoding="utf-8")
+    rest = [
+        ["bytes on the wire over allocated, 256 MiB in a disk of 20 GiB", f"{copying.empty_disk(lab, cloud):.3f}"],
+        [f"bytes after a cut at half over the whole, {gib} GiB", f"{copying.resumed(lab, cloud, gib, 3):.2f}"],
+    ]
+    peaks = copying.memory(lab, cloud, ((2, 256), (20, 256), (20 + gib, gib * 1024)))
+    rest += [[f"memory of an agent or receiver, disk of {size} GiB", f"{peak:.0f} MiB"] for size, peak in peaks.items()]
+    _publish("rest", ["", ""], rest)
 
 
 def _by_mode(lab: Lab, cloud: Cloud, size: int, rounds: int) -> dict[str, list[float]]:
@@ -108,49 +145,14 @@ def _in_a_row(lab: Lab, cloud: Cloud, moves: int) -> None:
     cloud.delete(server)
 
 
-def _publish(table: Table) -> None:
-    sizes = sorted({size for row in table.values() for size in row})
-    rows = {**table, "Nova": {size: PEER[size] for size in sizes if size in PEER}}
-    lines = ["| | " + " | ".join(f"{size} MiB" for size in sizes) + " |", "| --- |" + " --- |" * len(sizes)]
-    for name, values in rows.items():
-        lines.append(f"| {name} | " + " | ".join(f"{values[s]:.2f} s" if s in values else "" for s in sizes) + " |")
-    text = (DOCS / "transfer.md").read_text(encoding="utf-8")
-    head = text.split("<!-- table -->")[0]
-    (DOCS / "transfer.md").write_text(head + "<!-- table -->\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
-    (DOCS / "transfer.svg").write_text(_picture(rows, sizes), encoding="utf-8")
-
-
-def _picture(rows: Table, sizes: list[int]) -> str:
-    """Draw seconds against MiB, a line for each row."""
-    width, height, left, low = 640, 360, 60, 40
-    most = max(value for row in rows.values() for value in row.values())
-
-    def place(size: int, value: float) -> tuple[float, float]:
-        return left + (width - left - 90) * size / sizes[-1], height - low - (height - low - 20) * value / most
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"',
-        ' font-family="sans-serif" font-size="13">',
-        f'<rect width="{width}" height="{height}" fill="white"/>',
-        f'<path d="M{left} 15V{height - low}H{width - 85}" fill="none" stroke="black"/>',
-        f'<text x="{left}" y="12">downtime by the hosts, seconds</text>',
-        f'<text x="{width - 200}" y="{height - 6}">data in the disk, MiB</text>',
-    ]
-    for size in sizes:
-        x, _ = place(size, 0)
-        parts.append(f'<text x="{x:.0f}" y="{height - low + 18}" text-anchor="middle">{size}</text>')
-    for value in (most / 2, most):
-        _, y = place(0, value)
-        parts.append(f'<text x="{left - 6}" y="{y + 4:.0f}" text-anchor="end">{value:.1f}</text>')
-    for name, row in rows.items():
-        points = [place(size, row[size]) for size in sizes if size in row]
-        if not points:
-            continue
-        path = " ".join(f"{x:.0f},{y:.0f}" for x, y in points)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{COLOURS[name]}" stroke-width="2"/>')
-        x, y = points[-1]
-        parts.append(f'<text x="{x + 8:.0f}" y="{y + 4:.0f}" fill="{COLOURS[name]}">{name}</text>')
-    return "\n".join([*parts, "</svg>", ""])
+def _publish(name: str, head: list[str], rows: list[list[str]]) -> None:
+    """Write a table in place of the one that stands between its marks."""
+    path = DOCS / "transfer.md"
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, _, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, _, after = rest.partition(end)
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+    path.write_text("\n".join([before + begin, "", *lines, "", end]) + after, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -274,6 +274,16 @@ class Cloud:
         plan: Json = answer.json()["plan"]
         return plan
 
+    def limit(self, migration: int, rate: int | None) -> None:
+        """Let a migration's copy be no faster than this, in bytes per second."""
+        answer = self.http.put(f"/whimbrel/v1/migrations/{migration}/limit", json={"bytes_per_second": rate})
+        assert answer.is_success, answer.text
+
+    def rate(self, migration: int) -> float:
+        """Return how fast a migration's copy is, in bytes per second, as it says itself."""
+        told = self.get(f"/v1/migrations/{migration}", root="whimbrel")["migration"]["progress"]
+        return float(told["rate"]) if told else 0.0
+
     def delete(self, path: str) -> None:
         """DELETE a path of the compute API."""
         self.http.delete(f"/compute/v2.1{path}", headers=VERSION).raise_for_status()

@@ -23,7 +23,7 @@ from whimbrel.agent.service import world
 from whimbrel.domain.errors import Cancelled, StepError, TimedOut
 from whimbrel.domain.migration import Answer, Verb
 from whimbrel.domain.server import Disk, DiskRole, Guest, Image, Nic, PowerAction, PowerState
-from whimbrel.migration.messages import Facts, Foresee, Order, Place, Way, Work
+from whimbrel.migration.messages import Facts, Foresee, Order, Place, Steering, Way, Work
 from whimbrel.migration.ports import World
 from whimbrel.migration.protocols import PROTOCOLS, HostStep
 from whimbrel.ops import clock, ids
@@ -367,11 +367,17 @@ LIVE_ROWS = (
 )
 
 
-def test_a_guest_that_moves_while_it_runs_keeps_every_write_and_runs_nowhere_until_the_hand_over(hosts: Hosts) -> None:
+@pytest.mark.parametrize("hurry", [False, True])
+def test_a_guest_that_moves_while_it_runs_keeps_every_write_and_runs_nowhere_until_the_hand_over(
+    hosts: Hosts, hurry: bool
+) -> None:
     story = Story(hosts)
     story.build()
     for host, step in LIVE_ROWS:
-        story.do(host, "live", step)
+        control = hosts.control(host, 120)
+        control.steer(Steering(hurry=hurry))
+        story.do(host, "live", step, control)
+    assert len(story.results["precopy"].get("rounds", ())) < (2 if hurry else 9)
     assert story.probe("h1", "live", "move_memory") is Answer.DONE
     story.do("h1", "live", "move_memory")
     assert story.state("h1") is story.state("h2") is PowerState.PAUSED

@@ -8,6 +8,7 @@ import pytest
 
 from tests.cloud import Cloud, Server, wait_for
 from whimbrel.agent.disks.mapping import read_bitmaps
+from whimbrel.lab.processes import wait_until
 
 pytestmark = pytest.mark.real
 
@@ -70,6 +71,28 @@ def test_a_move_whose_agent_is_killed_while_the_disks_cross_is_taken_up_again(cl
     assert traces(cloud, server) == []
     server.confirm()
     cloud.assert_tidy({server: "h2"})
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_copy_is_bounded_and_hurried_on_while_it_runs(cloud: Cloud, live: bool) -> None:
+    server = cloud.create("fill_mib=12")
+    cloud.lab.limit("h2", "8mbit")
+    server.migrate_live() if live else server.migrate()
+    server.at_step("precopy", "doing")
+    number = server.migration()["id"]
+    cloud.limit(number, 128 << 10)
+    server.cloud.post(f"/servers/{server.id}/migrations/{number}/action", {"force_complete": None})
+    wait_for("the limit to hold", lambda: 0 < cloud.rate(number) < 200 << 10)
+    cloud.lab.limit("h2", None)
+    assert not wait_until(lambda: server.steps()["precopy"]["mark"] != "doing", 6.0), "the link alone has room for all"
+    cloud.limit(number, None)
+    if live:
+        server.wait("ACTIVE")
+        assert cloud.runners(server.id) == ["h2"]
+    else:
+        server.wait("VERIFY_RESIZE")
+        server.assert_nothing_lost("h2")
+    assert len(server.fact("precopy", "rounds")) == 1, "there was no second round"
 
 
 def test_a_server_that_wants_to_be_moved_cold_is_stopped_first_and_the_row_says_so(cloud: Cloud) -> None:

@@ -112,6 +112,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self.stub.actions.append(body)
                 self._say(202, None)
 
+    def do_PUT(self) -> None:
+        self.stub.actions.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self._say(204, None)
+
     def do_GET(self) -> None:
         parts = urlsplit(self.path)
         query = {key: values[0] for key, values in parse_qs(parts.query).items()}

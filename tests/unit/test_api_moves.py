@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -21,12 +22,14 @@ from tests.unit.compute_cloud import (
     progress,
     servers_url,
 )
+from tests.unit.orders import order
 from whimbrel.domain.migration import Mark, Refusal
 from whimbrel.domain.server import Flavor, Manner
-from whimbrel.migration.messages import Console, Foresee, Foresight, ReadConsole, SelectTargets, Targets, Way
+from whimbrel.migration.messages import Console, Foresee, Foresight, ReadConsole, SelectTargets, Steering, Targets, Way
 from whimbrel.ops import clock
 from whimbrel.store import flavors
-from whimbrel.store.tables import hosts, migrations, servers
+from whimbrel.store import migrations as store_migrations
+from whimbrel.store.tables import hosts, journal, migrations, servers
 
 pytestmark = pytest.mark.anyio
 
@@ -473,3 +476,66 @@ async def test_a_forced_down_host_is_proved_to_be_off_only_if_it_is_silent(cloud
     assert (other.status_code, "has booted since" in message(other)) == (409, True)
     assert (await prove((await shown("h1"))["boot"])).status_code == 200
     assert (await shown("h1"))["fenced"]["by"] == "administrator"
+
+
+async def test_a_move_is_hurried_and_bounded_while_something_is_left_to_be_copied(cloud: Cloud) -> None:
+    furnish(cloud)
+    server_id = await active(cloud)
+    await act(cloud, server_id, {"migrate": None})
+    number = (await listed(cloud))[0]["id"]
+    progress(cloud, server_id, ("precopy", Mark.DOING))
+    asked, limit = servers_url(f"/{server_id}/migrations/{number}/action"), f"/whimbrel/v1/migrations/{number}/limit"
+    admin = at(cloud, "admin", "2.22")
+
+    async def steering() -> dict[str, Any]:
+        found = (await cloud.http.get(f"/whimbrel/v1/migrations/{number}", headers=admin)).json()["migration"]
+        return {"rate": found["rate_limit"], "hurry": found["hurried"]}
+
+    assert await steering() == {"rate": None, "hurry": False}
+    for rate, status in ((1 << 20, 204), (1, 400), (0, 400), (-5, 400), ("1M", 400), (None, 204), (1 << 21, 204)):
+        answer = await cloud.http.put(limit, json={"bytes_per_second": rate}, headers=admin)
+        assert answer.status_code == status, answer.text
+    for body, version, status in (
+        ({"force_complete": None}, "2.21", 404),
+        ({"force_complete": 1}, "2.22", 400),
+        ({"force_complete": None}, "2.22", 202),
+        ({"force_complete": None}, "2.100", 202),
+    ):
+        answer = await cloud.http.post(asked, json=body, headers=at(cloud, "admin", version))
+        assert answer.status_code == status, answer.text
+    assert await steering() == {"rate": 1 << 21, "hurry": True}
+    written = replace(order("precopy", 1), migration=number)
+    (fresh,) = await cloud.services.store.read(store_migrations.steered, [written])
+    assert fresh.work.steering == Steering(rate=1 << 21, hurry=True)
+    for who, path, body in (("alice", asked, {"force_complete": None}), ("bob", asked, {"force_complete": None})):
+        answer = await cloud.http.post(path, json=body, headers=at(cloud, who, "2.22"))
+        assert answer.status_code == (403 if who == "alice" else 404), answer.text
+    assert (await cloud.http.put(limit, json={"bytes_per_second": None}, headers=at(cloud, "bob"))).status_code == 403
+    gone = await cloud.http.post(servers_url(f"/{server_id}/migrations/999/action"), json={"force_complete": None},
+                                 headers=admin)  # fmt: skip
+    assert gone.status_code == 404
+    open_window(cloud, server_id)
+    answer = await cloud.http.post(asked, json={"force_complete": None}, headers=admin)
+    assert answer.status_code == 400 and "Nothing of migration" in message(answer)
+    close(cloud, server_id, "confirmed")
+    answer = await cloud.http.put(limit, json={"bytes_per_second": None}, headers=admin)
+    assert answer.status_code == 400 and "has ended" in message(answer)
+
+
+async def test_who_is_steered_is_asked_at_the_next_occasion(cloud: Cloud) -> None:
+    furnish(cloud)
+    server_id = await active(cloud)
+    await act(cloud, server_id, {"migrate": None})
+    number = (await listed(cloud))[0]["id"]
+    progress(cloud, server_id, ("prepare", Mark.DONE), ("precopy", Mark.DOING))
+
+    def asked_at(tx: Any) -> dict[str, float | None]:
+        return dict(
+            tx.execute(select(journal.c.step, journal.c.asked_at).where(journal.c.migration_id == number)).all()
+        )
+
+    cloud.services.store.write_now(lambda tx: tx.execute(update(journal).values(asked_at=clock.now())))
+    await cloud.http.put(f"/whimbrel/v1/migrations/{number}/limit", json={"bytes_per_second": 1 << 20},
+                         headers=at(cloud, "admin"))  # fmt: skip
+    found = cloud.services.store.read_now(asked_at)
+    assert found["precopy"] == 0.0 and found["prepare"]

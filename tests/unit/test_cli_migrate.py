@@ -235,3 +235,12 @@ def test_the_manner_of_a_move_goes_with_the_request(cloud: Stub, run: Run) -> No
         {"resize": {"flavorRef": "f-2", "whimbrel:move": "warm"}},
     ]
     assert run("migrate", "vm1", "--live", "--move", "cold").exit_code == 2
+
+
+def test_a_copy_is_hurried_and_bounded_by_name(cloud: Stub, run: Run) -> None:
+    cloud.now = migration("done", "doing", number=17)
+    assert run("hurry", "17").exit_code == 0
+    assert run("limit", "17", "50M").exit_code == 0 and run("limit", "vm1", "none").exit_code == 0
+    assert cloud.actions == [{"force_complete": None}, {"bytes_per_second": 50 << 20}, {"bytes_per_second": None}]
+    wrong = run("limit", "17", "fast")
+    assert wrong.exit_code == 2 and "fast is no rate" in wrong.output

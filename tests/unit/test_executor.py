@@ -20,7 +20,7 @@ from whimbrel.agent.outbox import Relay
 from whimbrel.agent.service import world
 from whimbrel.domain.errors import BusError, Cancelled, CannotTell, TimedOut
 from whimbrel.domain.migration import Answer, Verb
-from whimbrel.migration.messages import Facts, Order, Progress, StepReport
+from whimbrel.migration.messages import Facts, Order, Progress, Steering, StepReport
 from whimbrel.migration.ports import Control, World
 from whimbrel.ops import clock
 from whimbrel.ops.settings import Agent
@@ -231,6 +231,25 @@ async def test_an_overrun_is_said_when_asked(make: Make, monkeypatch: pytest.Mon
     assert (await host.bus.heard(2))[1].answer is Answer.UNKNOWN
     deaf.set()
     assert (await host.bus.heard(3))[2].answer is Answer.DONE
+
+
+async def test_a_question_brings_what_was_said_of_the_copy_to_the_step_that_runs(make: Make) -> None:
+    seen: list[Steering] = []
+
+    def copy(order: Order, control: Control) -> Facts:
+        while not control.steering().hurry:
+            seen.append(control.steering())
+            control.wait(0.01)
+        return {}
+
+    host = await make(copy)
+    first = order("prepare", 1)
+    await host.executor.obey(replace(first, work=replace(first.work, steering=Steering(rate=1 << 20))))
+    await begun(host, 1)
+    await host.executor.ask(replace(first, work=replace(first.work, steering=Steering(rate=1 << 21, hurry=True))))
+    told = await host.bus.heard(2)
+    assert [each.answer for each in told] == [Answer.RUNNING, Answer.DONE]
+    assert set(seen) == {Steering(rate=1 << 20)}
 
 
 async def test_what_was_never_heard_of_is_not_done_and_nothing_is_begun(make: Make) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from threading import Event
 
 from whimbrel.domain.errors import Cancelled, TimedOut
+from whimbrel.migration.messages import Steering
 from whimbrel.ops import clock
 
 REPORT_INTERVAL = 1.0
@@ -45,7 +46,9 @@ class StepControl:
         *,
         stall: float | None = None,
         publish: Callable[[Measure], None] | None = None,
+        steering: Steering | None = None,
     ) -> None:
+        self._steering = steering or Steering()
         self._limit = limit
         self._stall = stall
         self._publish = publish
@@ -84,6 +87,14 @@ class StepControl:
     def restart_stall(self) -> None:
         """Count the stall limit from now: something moved that the figure does not show."""
         self._moved = clock.monotonic()
+
+    def steering(self) -> Steering:
+        """Return how fast to copy and whether to hurry, as it was said last."""
+        return self._steering
+
+    def steer(self, steering: Steering) -> None:
+        """Let the step go on so from now."""
+        self._steering = steering
 
     def report(self, done: int, total: int, note: str = "") -> None:
         """Say how far the step is, in bytes; cheap, sent at most once a second (and at the end)."""

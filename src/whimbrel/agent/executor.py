@@ -146,6 +146,8 @@ class Executor:
         elif work.control is not None and work.control.overran():
             self._tell(order, Answer.UNKNOWN, reason=f"{_name(order)} does not end.", elapsed=work.elapsed())
         elif not work.probing:
+            if work.control is not None:
+                work.control.steer(order.work.steering)
             self._tell(order, Answer.RUNNING, elapsed=work.elapsed())
 
     def _begin(self, work: Work) -> None:
@@ -222,7 +224,7 @@ class Executor:
                 loop.call_soon_threadsafe(self._relay.progress, _progress(self._host, order, measure))
 
         bounded = None if stall is None else min(stall, self._stall_timeout)
-        return StepControl(order.limit, stall=bounded, publish=publish)
+        return StepControl(order.limit, stall=bounded, publish=publish, steering=order.work.steering)
 
     def _tell(
         self, order: Order, answer: Answer, facts: Facts | None = None, reason: str = "", elapsed: float = 0

@@ -72,6 +72,10 @@ class Cloud:
         answer = self._send("POST", service, path, json=body)
         return _json(answer) if answer.content else None
 
+    def put(self, service: str, path: str, body: dict[str, Any]) -> None:
+        """Send a JSON body where nothing comes back; raises as `get` does."""
+        self._send("PUT", service, path, json=body)
+
     def delete(self, service: str, path: str) -> None:
         """Ask for something to go or to end; raises as `get` does."""
         self._send("DELETE", service, path)

@@ -35,6 +35,8 @@ MOVING = (
     Entry("migrate", "migrate", "Move a server to another host."),
     Entry("migrate", "resize", "Give a server another flavor, on another host."),
     Entry("migrate", "cancel", "Turn a migration back."),
+    Entry("migrate", "hurry", "Let a migration wait no longer for little to be left."),
+    Entry("migrate", "limit", "Bound how fast a migration copies."),
     Entry("migrate", "confirm", "Keep a moved server where it is now."),
     Entry("migrate", "revert", "Take a moved server back to where it was."),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -115,6 +116,38 @@ def cancel(cloud: Cloud, migration: str, staying: Staying, as_json: bool) -> Exi
     found = cloud.find_migration(migration)
     cloud.delete("compute", f"/servers/{found.server_id}/migrations/{found.id}")
     return _accepted(cloud, found, staying, Outcome.CANCELLED, as_json=as_json)
+
+
+@talks_to_cloud()
+@click.argument("migration", metavar="MIGRATION|SERVER")
+def hurry(cloud: Cloud, migration: str, as_json: bool) -> Exit:
+    """Do not wait until little is left to be copied: stop the guest (hold it, in a live move) as soon as that helps."""
+    found = cloud.find_migration(migration)
+    path = f"/servers/{found.server_id}/migrations/{found.id}/action"
+    cloud.post("compute", path, {"force_complete": None})
+    return _accepted(cloud, found, Staying(False, False, 0), None, as_json=as_json)
+
+
+@talks_to_cloud()
+@click.argument("migration", metavar="MIGRATION|SERVER")
+@click.argument("rate", metavar="RATE|none")
+def limit(cloud: Cloud, migration: str, rate: str, as_json: bool) -> Exit:
+    """Let a migration send no more than RATE from now on: bytes per second, or 800K, 50M, 1G in units of 1024.
+
+    `none` lifts the limit. Limits of a whole host and of each link are settings of its agent.
+    """
+    found = cloud.find_migration(migration)
+    cloud.put("whimbrel", f"/migrations/{found.id}/limit", {"bytes_per_second": _bytes_per_second(rate)})
+    return _accepted(cloud, found, Staying(False, False, 0), None, as_json=as_json)
+
+
+def _bytes_per_second(rate: str) -> int | None:
+    if rate == "none":
+        return None
+    match = re.fullmatch(r"([0-9]{1,12})([KMG]?)", rate, re.ASCII)
+    if match is None:
+        raise click.BadParameter(f"{rate} is no rate; write 50M, 800K, a number of bytes per second, or none.")
+    return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]]
 
 
 def begun(cloud: Cloud, server: dict[str, str], staying: Staying, *, as_json: bool) -> Exit:

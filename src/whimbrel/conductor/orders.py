@@ -98,6 +98,7 @@ def _work(tx: Connection, migration: Row[Any], server: Row[Any], grace: int, tic
         grace=grace,
         action=PowerAction(migration.action) if migration.action else None,
         manner=placing.manner(migration),
+        steering=migrations.steering_of(migration),
     )
 
 

@@ -129,6 +129,8 @@ class Conductor:
         if asked := [key for key, _ in due.asks] + due.unreadable:
             await self._store.write(timers.note_asked, asked)
         orders = [ask.order for _, ask in due.asks]
+        if orders:
+            orders = await self._store.read(migrations.steered, orders)
         if orders and self._passes is not None:
             orders = await self._store.read(self._passes.renew, orders)
         for order in orders:  # one host's queue may take nothing; the others' must all the same

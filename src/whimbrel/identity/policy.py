@@ -107,7 +107,7 @@ def _others() -> dict[str, str]:
         **_each("image", ADMIN, "publicize_image"),
         **_each("network", READER, "get_network get_subnet get_port"),
         **_each("whimbrel", MANAGER, "migrations"),
-        **_each("whimbrel", ADMIN, "migrations:all_projects hosts hosts:fence audit metrics"),
+        **_each("whimbrel", ADMIN, "migrations:all_projects migrations:limit hosts hosts:fence audit metrics"),
     }
 
 

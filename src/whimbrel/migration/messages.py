@@ -26,6 +26,23 @@ class Place:
     address: str
 
 
+LEAST_RATE = 128 << 10
+"""Bytes per second: a slower copy could not be told from one that stands still."""
+
+
+@dataclass(frozen=True)
+class Steering:
+    """How fast the copy of a migration may be (bytes per second, None without a limit), and whether to hurry it on:
+    to stop or hold the guest as soon as that helps, instead of waiting until little is left."""
+
+    rate: int | None = None
+    hurry: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rate is not None:
+            bounds.number("rate", self.rate, least=LEAST_RATE, most=bounds.MOST_BYTES)
+
+
 @dataclass(frozen=True)
 class Work:
     """What a migration is about: the server as it was, as it shall be, and where.
@@ -43,6 +60,7 @@ class Work:
     grace: int
     action: PowerAction | None = None
     manner: Manner | None = None
+    steering: Steering = Steering()
 
 
 @dataclass(frozen=True)
@@ -103,7 +121,10 @@ class Order:
 
 @dataclass(frozen=True)
 class Ask:
-    """Conductor to agent: what became of this order? Carries no authority; answered by a StepReport."""
+    """Conductor to agent: what became of this order? Carries no authority; answered by a StepReport.
+
+    What it says of the pass and of the steering is newer than what the order said.
+    """
 
     order: Order
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from whimbrel.domain.migration import Where
 from whimbrel.domain.server import PowerState
-from whimbrel.migration.messages import Facts, Foresee, Foresight, Order
+from whimbrel.migration.messages import Facts, Foresee, Foresight, Order, Steering
 
 
 class Control(Protocol):
@@ -30,6 +30,9 @@ class Control(Protocol):
 
     def restart_stall(self) -> None:
         """Count the stall limit from now: something moved that the figure does not show."""
+
+    def steering(self) -> Steering:
+        """Return how fast to copy and whether to hurry, as it was said last."""
 
     def report(self, done: int, total: int, note: str = "") -> None:
         """Say how far the step is, in bytes; cheap, sent at most once a second."""
@@ -178,6 +181,9 @@ class Memory(Protocol):
 
     def is_held(self, order: Order, control: Control) -> bool:
         """Return whether all but the last of it has crossed, and the guest is held, with its disks at rest."""
+
+    def hold(self, order: Order) -> float:
+        """Hold the guest now, so that no page of it changes any more; return the time."""
 
     def complete(self, order: Order, control: Control) -> Facts:
         """Send the last of it; afterwards the guest does not run again by itself. Facts: `memory_bytes`."""

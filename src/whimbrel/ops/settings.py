@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from whimbrel.ops.errors import SettingsError
 
+Rate = Annotated[int, Meta(ge=128 << 10, le=1 << 50)]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Seconds = Annotated[int, Meta(ge=1, le=10**9)]
 Moment = Annotated[float, Meta(gt=0, le=1e9)]
@@ -154,6 +155,10 @@ class Agent(msgspec.Struct, forbid_unknown_fields=True):
     channel_authorities: list[str] = []
     """The public keys (`ssh-ed25519 AAAA...`) whose passes this host's sshd takes."""
     max_copies: Annotated[int, Meta(ge=1, le=1000)] = 2
+    copy_rate: Rate | None = None
+    """Bytes per second that all copies from this host may send together."""
+    link_rate: Rate | None = None
+    """Bytes per second that copies from this host may send to each other host."""
     stall_timeout: Seconds = 60
     root_disk: str = "qcow2"
     heartbeat_interval: Seconds = 10

@@ -9,7 +9,7 @@ import msgspec
 from sqlalchemy import Connection, Row, Update, bindparam, select, update
 
 from whimbrel.domain.migration import Mark
-from whimbrel.migration.journal import Entry
+from whimbrel.migration.journal import OUTSTANDING, Entry
 from whimbrel.migration.messages import Facts, Order
 from whimbrel.store.tables import journal, migrations
 
@@ -91,6 +91,13 @@ def write(tx: Connection, key: Key, values: dict[str, Any], *, new: bool = False
         return
     names = {"of_migration": migration_id, "of_segment": segment, "of_attempt": attempt, "of_step": step}
     tx.execute(_writing(tuple(values)), {**names, **values})
+
+
+def ask_soon(tx: Connection, attempt: tuple[int, int, int]) -> None:
+    """Let the host of the order that is out be asked at the next occasion: there is something new to be told it."""
+    migration_id, segment, number = attempt
+    mine = (journal.c.migration_id == migration_id, journal.c.segment == segment, journal.c.attempt == number)
+    tx.execute(update(journal).where(*mine, journal.c.mark.in_(OUTSTANDING)).values(asked_at=0.0))
 
 
 def row_for(tx: Connection, key: Key) -> Row[Any] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -13,7 +13,7 @@ from whimbrel.domain.errors import Conflict, Invalid, NotFound
 from whimbrel.domain.migration import Kind, Outcome, Verdict
 from whimbrel.domain.server import Manner, PowerAction, PowerState
 from whimbrel.migration import protocols
-from whimbrel.migration.messages import Wake
+from whimbrel.migration.messages import Order, Steering, Wake
 from whimbrel.migration.protocols import Protocol
 from whimbrel.ops import clock, ids, metrics
 from whimbrel.store import journal, outbox
@@ -144,6 +144,36 @@ def request_cancel(tx: Connection, migration_id: int) -> Begun:
         raise Invalid(f"Migration {migration_id} cannot be cancelled any more: {why_not}")
     save(tx, row.id, row.revision, {"cancelled": True})
     return _woken(tx, row.id, row.segment)
+
+
+def steer(tx: Connection, migration_id: int, **said: Any) -> None:
+    """Write down how a migration's copy is to go on (fields of Steering); its hosts learn it within seconds.
+
+    Invalid, with the reason, when nothing of it is left to be copied.
+    """
+    row = load(tx, migration_id)
+    if row is None or not row.open:
+        raise Invalid(f"Migration {migration_id} has ended, so there is nothing left to be copied.")
+    why_not = "it is being turned back." if row.cancelled else _beyond_cancel(tx, row)
+    if why_not:
+        raise Invalid(f"Nothing of migration {migration_id} is left to be copied: {why_not}")
+    save(tx, row.id, row.revision, {"steering": {**(row.steering or {}), **said}})
+    journal.ask_soon(tx, (row.id, row.segment, row.attempt))
+
+
+def steering_of(row: Row[Any]) -> Steering:
+    """Return how the migration's copy is to go on."""
+    return Steering(**(row.steering or {}))
+
+
+def steered(tx: Connection, orders: list[Order]) -> list[Order]:
+    """Return the orders as they would be written now, by what was said of their migrations' copies since."""
+    mine = select(migrations).where(migrations.c.id.in_({order.migration for order in orders}))
+    said = {row.id: steering_of(row) for row in tx.execute(mine)}
+    return [
+        replace(order, work=replace(order.work, steering=said.get(order.migration, order.work.steering)))
+        for order in orders
+    ]
 
 
 def _beyond_cancel(tx: Connection, row: Row[Any]) -> str:

@@ -290,6 +290,7 @@ migrations = Table(
     Column("old_flavor", JSON, nullable=False),
     Column("new_flavor", JSON, nullable=False),
     Column("was_running", Boolean, nullable=False),
+    Column("steering", JSON),
     Column("cancelled", Boolean, nullable=False, default=False),
     Column("held", Boolean, nullable=False, default=False),
     Column("window_open", Boolean, nullable=False, default=False),

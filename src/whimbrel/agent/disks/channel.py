@@ -20,6 +20,7 @@ from whimbrel.agent.directories import HostDirectories, in_words
 from whimbrel.agent.disks.extents import allocated
 from whimbrel.agent.disks.fetch import Blocks, from_host
 from whimbrel.agent.disks.frames import CONFIG_DRIVE, PROBE, VERSION
+from whimbrel.agent.disks.pace import Paces
 from whimbrel.agent.disks.session import Children, Session
 from whimbrel.domain.errors import StepError, TimedOut
 from whimbrel.domain.server import DiskRole
@@ -110,6 +111,7 @@ class SshChannels:
         self._settings, self._children = settings, children
         self._directories = HostDirectories(settings.instances_dir)
         self._slots = CopySlots(settings.max_copies)
+        self.paces = Paces(settings.copy_rate, settings.link_rate)
         self._sessions: dict[Key, Session] = {}
         self._passes: dict[Key, Pass] = {}
         self._lock = threading.Lock()

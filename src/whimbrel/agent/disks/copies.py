@@ -159,7 +159,8 @@ class Copies:
         return move
 
     def _begin_copy(self, order: Order, paths: list[Path], control: Control) -> Copy:
-        copy = Copy([Outgoing(path) for path in paths], lambda control: self._channels.session(order, control))
+        files, pace = [Outgoing(path) for path in paths], self._channels.paces.of(order)
+        copy = Copy(files, lambda control: self._channels.session(order, control), pace)
         try:
             copy.begin(control)
         except BaseException:

@@ -40,11 +40,12 @@ class PreCopy:
         self._rounds = {file: Rounds(file) for file in copy.files if file.name in set(disks)}
 
     def run(self, cut: Callable[[], Mapping[str, list[Range]]], control: Control) -> Facts:
-        """Copy in rounds until what the guest writes meanwhile fits the budget, or more rounds do not help."""
+        """Copy in rounds until what the guest writes meanwhile fits the budget, more rounds do not help, or it is
+        hurried on."""
         others = {file: file.everything() for file in self.copy.files if file not in self._rounds}
         parts = {file: rounds.first() for file, rounds in self._rounds.items()} | others
         done = [self._round(parts, control)]
-        while len(done) < MOST_ROUNDS:
+        while len(done) < MOST_ROUNDS and not control.steering().hurry:
             done.append(self.go_on(cut(), control))
             looked, before = done[-1]["bytes"], done[-2]["bytes"]
             fastest = max(row["bytes"] / row["seconds"] for row in done)

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from whimbrel.agent.disks.extents import blocks, open_disk, read_block, survey, whole_granules
 from whimbrel.agent.disks.frames import BLOCK, GRANULE, Range
+from whimbrel.agent.disks.pace import Pace
 from whimbrel.agent.disks.session import TURN, ChannelLost, Session
 from whimbrel.agent.disks.table import NOTHING, WIDTH, Table, digest_of
 from whimbrel.domain.errors import StepError, TimedOut
@@ -153,9 +154,10 @@ class Copy:
     `connect` returns the channel that is open, or another one when that was lost.
     """
 
-    def __init__(self, files: list[Outgoing], connect: Callable[[Control], Session]) -> None:
+    def __init__(self, files: list[Outgoing], connect: Callable[[Control], Session], pace: Pace) -> None:
         self.files = files
         self._connect = connect
+        self._pace = pace
         self._session: Session | None = None
         self.sent = 0
         """Bytes of DATA so far."""
@@ -291,6 +293,7 @@ class Copy:
             places = list(run)
             start, end = places[0] * GRANULE, min((places[-1] + 1) * GRANULE, len(block.data))
             if kind == "data":
+                self._pace.keep(end - start, control)
                 self.session.send(block.offset + start, block.data[start:end], control)
                 self.sent += end - start
             elif kind == "zeros":

@@ -19,6 +19,7 @@ from whimbrel.domain.errors import StepError
 from whimbrel.domain.server import PowerState
 from whimbrel.migration.messages import Facts, Order
 from whimbrel.migration.ports import Control
+from whimbrel.ops import clock
 from whimbrel.ops.settings import Agent
 
 ALIVE = (PowerState.RUNNING, PowerState.PAUSED)
@@ -240,6 +241,11 @@ class FakeMemory:
         """Hold the guest."""
         self._guests.hold(order.server)
         return True
+
+    def hold(self, order: Order) -> float:
+        """Hold the guest now."""
+        self._guests.hold(order.server)
+        return clock.now()
 
     def complete(self, order: Order, control: Control) -> Facts:
         """Nothing is left to be sent."""

@@ -23,6 +23,7 @@ from typing import Any
 from whimbrel.agent.directories import HostDirectories, in_words
 from whimbrel.agent.disks.channel import SshChannels
 from whimbrel.agent.disks.frames import BLOCK, MEMORY
+from whimbrel.agent.disks.pace import Pace
 from whimbrel.agent.disks.session import Session
 from whimbrel.agent.guests.connection import Hypervisor, binding
 from whimbrel.agent.guests.libvirt import ALIVE, LibvirtGuests, qemu_processes
@@ -193,17 +194,16 @@ class LibvirtMemory:
             path.chmod(0o666)  # the hypervisor may run as another user; who it is, is looked at
             listener.listen(1)
             listener.settimeout(10.0)
-        sent.thread = threading.Thread(target=_pump, args=(order.server, sent, control), daemon=True)
+        sent.thread = threading.Thread(
+            target=_pump, args=(order.server, sent, self._channels.paces.of(order), control), daemon=True
+        )
         sent.thread.start()
         capabilities = [{"capability": name, "state": True} for name in ("pause-before-switchover", "auto-converge")]
         self._monitor(order.server, "migrate-set-capabilities", capabilities=capabilities)
         bounds = {"max-bandwidth": UNBOUNDED, "downtime-limit": HOLD_MS}
         self._monitor(order.server, "migrate-set-parameters", **bounds)
-        if self._holds_first():
-            sent.held_at = clock.now()
-            self._hypervisor.call(
-                f"hold server {order.server}", lambda connection: connection.lookupByUUIDString(order.server).suspend()
-            )
+        if self._holds_first() or control.steering().hurry:
+            self.hold(order)
         self._monitor(order.server, "migrate", uri=f"unix:{path}")
         return sent.held_at
 
@@ -211,6 +211,15 @@ class LibvirtMemory:
         """Return whether all but the last of it has crossed, and the guest is held, with its disks at rest."""
         found = self._status(order, control)
         return bool(found["status"] == "pre-switchover")
+
+    def hold(self, order: Order) -> float:
+        """Hold the guest now, so that no page of it changes any more; return the time."""
+        sent = self._sent[order.server]
+        sent.held_at = sent.held_at or clock.now()
+        self._hypervisor.call(
+            f"hold server {order.server}", lambda connection: connection.lookupByUUIDString(order.server).suspend()
+        )
+        return sent.held_at
 
     def complete(self, order: Order, control: Control) -> Facts:
         """Send the last of it; afterwards the guest does not run again by itself. Facts: `memory_bytes`."""
@@ -325,12 +334,13 @@ class LibvirtMemory:
         return answer.get("return")
 
 
-def _pump(server: str, sent: _Sent, control: Control) -> None:
+def _pump(server: str, sent: _Sent, pace: Pace, control: Control) -> None:
     """Bring what QEMU sends to the channel, until its end; where the channel is slow, QEMU waits."""
     buffer = bytearray(BLOCK)
     try:
         with _accept(server, sent.listener) as stream:
             while got := stream.recv_into(buffer):
+                pace.keep(got, control)
                 sent.session.send(0, memoryview(buffer)[:got], control)
                 sent.bytes += got
     except StepError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Row
 
 from whimbrel.api import parameters
 from whimbrel.api.call import Call, Reply
@@ -122,14 +122,9 @@ def _shown(call: Call, move: Move, addresses: dict[str, str]) -> dict[str, Any]:
 
 async def cancel(call: Call) -> Reply:
     """Turn a migration of this server back, of whatever kind, as long as the server was not handed over."""
-    wanted = call.params["migration_id"]
 
     def turn(tx: Connection) -> Begun:
-        row = finding.unlocked(tx, call).server
-        number = moves.number_of(tx, wanted)
-        move = migrations.load(tx, number) if number is not None else None
-        if move is None or move.server_id != row.id:
-            raise NotFound(f"Migration {wanted} for server {row.id} could not be found.")
+        row, move = _of_server(tx, call)
         begun = migrations.request_cancel(tx, move.id)
         if begun.outbox:
             who = finding.asked(call)
@@ -139,6 +134,40 @@ async def cancel(call: Call) -> Reply:
     begun: Begun = await call.services.store.write(turn)
     await call.services.publish(begun.outbox)
     return Reply(202)
+
+
+async def force_complete(call: Call) -> Reply:
+    """Hurry a move of this server on: its guest is held (live) or stopped (warm) as soon as that helps the copy."""
+
+    def hurry(tx: Connection) -> None:
+        _, move = _of_server(tx, call)
+        migrations.steer(tx, move.id, hurry=True)
+
+    await call.services.store.write(hurry)
+    return Reply(202)
+
+
+async def limit(call: Call) -> Reply:
+    """Let a migration's copy send no more than so many bytes per second from now on; null lifts the limit."""
+
+    def steer(tx: Connection) -> None:
+        move = moves.story(tx, call.params["id"])
+        if move is None:
+            raise NotFound(f"Migration {call.params['id']} could not be found.")
+        migrations.steer(tx, move.row.id, rate=call.body["bytes_per_second"])
+
+    await call.services.store.write(steer)
+    return Reply(204)
+
+
+def _of_server(tx: Connection, call: Call) -> tuple[Row[Any], Row[Any]]:
+    """Return the server of the path, and the migration of it that the path names by number or uuid."""
+    wanted, row = call.params["migration_id"], finding.unlocked(tx, call).server
+    number = moves.number_of(tx, wanted)
+    move = migrations.load(tx, number) if number is not None else None
+    if move is None or move.server_id != row.id:
+        raise NotFound(f"Migration {wanted} for server {row.id} could not be found.")
+    return row, move
 
 
 async def show_of_server(call: Call) -> Reply:

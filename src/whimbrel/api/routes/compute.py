@@ -139,6 +139,15 @@ _MIGRATIONS = (
         "servers:migrations:delete",
         since=(2, 24),
     ),
+    _row(
+        "POST",
+        f"{SERVER}/migrations/{{migration_id}}/action",
+        migrations.force_complete,
+        "servers:migrations:force_complete",
+        action="force_complete",
+        schemas=server_schema.FORCE_COMPLETE,
+        since=(2, 22),
+    ),
     _row("GET", f"{SERVER}/os-instance-actions", instance_actions.index, "os-instance-actions:list"),
     _row("GET", f"{SERVER}/os-instance-actions/{{request_id}}", instance_actions.show, "os-instance-actions:show"),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from whimbrel.api.call import Handler, Route, Schema
-from whimbrel.api.handlers import audit, discovery, finding, journal, plan, recovery
+from whimbrel.api.handlers import audit, discovery, finding, journal, migrations, plan, recovery
 from whimbrel.api.schemas import servers as server_schema
 from whimbrel.api.schemas import services as schema
 from whimbrel.api.schemas.audit import RUN
@@ -28,6 +28,14 @@ WHIMBREL: tuple[Route, ...] = (
     Route("whimbrel", "GET", "/v1/migrations", journal.index, "os_compute_api:servers:show"),
     Route("whimbrel", "GET", "/v1/migrations/{id}", journal.show, "os_compute_api:servers:show"),
     Route("whimbrel", "GET", "/v1/migrations/{id}/events", journal.events, "os_compute_api:servers:show"),
+    Route(
+        "whimbrel",
+        "PUT",
+        "/v1/migrations/{id}/limit",
+        migrations.limit,
+        "whimbrel:migrations:limit",
+        schemas=server_schema.LIMIT,
+    ),
     _plan("migrate", plan.migrate, "os-migrate-server:migrate", server_schema.MIGRATE),
     _plan("os-migrateLive", plan.migrate_live, "os-migrate-server:migrate_live", server_schema.MIGRATE_LIVE),
     _plan("resize", plan.resize, "servers:resize", server_schema.RESIZE),

@@ -6,6 +6,7 @@ from typing import Any
 
 from whimbrel.api.call import Schema, Version
 from whimbrel.domain.server import MOVE, Manner
+from whimbrel.migration.messages import LEAST_RATE
 
 Json = dict[str, Any]
 
@@ -158,6 +159,9 @@ MIGRATE_LIVE = (
     ),
     *action("os-migrateLive", strict({"host": _HOST, **_BLOCK_OR_AUTO}, "host", "block_migration"), (2, 68)),
 )
+FORCE_COMPLETE = one((2, 22), strict({"force_complete": {"type": "null"}}, "force_complete"))
+_RATE: Json = {"anyOf": [{"type": "null"}, {"type": "integer", "minimum": LEAST_RATE, "maximum": 2**50}]}
+LIMIT = one((2, 1), strict({"bytes_per_second": _RATE}, "bytes_per_second"))
 _SHARED: Json = {"onSharedStorage": BOOLEAN}
 _PLACE: Json = {"host": {"type": "string", "minLength": 1, "maxLength": 255}, "adminPass": {"type": "string"}}
 EVACUATE = (

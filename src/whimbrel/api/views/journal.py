@@ -64,6 +64,8 @@ def migration(story: Story, progress: Progress | None, reader: Reader) -> dict[s
         "needs_fence": row.fence is not None,
         "window_closes_at": _time(row.window_closes_at),
         "was_running": row.was_running,
+        "rate_limit": (row.steering or {}).get("rate"),
+        "hurried": bool((row.steering or {}).get("hurry")),
         "old_flavor": row.old_flavor["name"],
         "new_flavor": row.new_flavor["name"],
         "created_at": _time(row.created_at),

@@ -55,6 +55,9 @@ def move(world: World, order: Order, control: Control) -> Facts:
     try:
         stopped_at = world.memory.begin(order, control)
         while stopped_at is None:
+            if control.steering().hurry:
+                stopped_at = world.memory.hold(order)
+                break
             world.disks.copy_on(order, control)
             if world.memory.is_held(order, control):
                 stopped_at = clock.now()

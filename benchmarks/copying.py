@@ -1,0 +1,284 @@
+"""The copy itself, beside the commands that people use by hand: speed, processor time, bytes, memory, and a cut.
+
+Everything runs in one lab of two hosts in namespaces, in turns, over the same link. Whimbrel's figures are those of
+whole moves: its time ends when the target has read all of it back from its disk, the others' when the last byte is
+written. Processor time is that of the whole machine less what it uses when nothing is copied.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import statistics
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cloud import Cloud
+from benchmarks.measure import family, keep
+from benchmarks.moves import host_of, ready, sent_bytes, steps
+from whimbrel.lab import Lab
+from whimbrel.lab.configs import INSTANCES_DIR
+
+NAME = "copying"
+MIB, GIB = 1 << 20, 1 << 30
+PORT = 2222
+FAST = "aes128-gcm@openssh.com"
+HERE, THERE = f"{INSTANCES_DIR}/bench-data", f"{INSTANCES_DIR}/bench-copy"
+TICK = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass
+class Found:
+    """What was measured of one way to copy: MiB per second and processor seconds per GiB, run by run."""
+
+    speeds: list[float] = field(default_factory=list)
+    costs: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A command that copies the file, as it is run on the source; None for a tool that is not installed."""
+
+    name: str
+    command: str
+    needs: str
+
+
+def measure(lab: Lab, cloud: Cloud, gib: int, rounds: int) -> dict[str, Found]:
+    """Copy `gib` GiB of random data in every way, in turns; return what was found by way."""
+    place = _bystand(lab, gib)
+    found: dict[str, Found] = {}
+    ways: dict[str, Callable[[], float]] = {}
+    for one in _references(place):
+        if shutil.which(one.needs):
+            ways[one.name] = lambda one=one: _by_hand(lab, one)
+        else:
+            print(f"{one.name}: {one.needs} is not installed, so it is left out", flush=True)
+    server = _stopped_server(lab, cloud, gib)
+    ways["Whimbrel, at rest"] = lambda: _at_rest(cloud, server)
+    baseline = _idle_cost()
+    for _ in range(rounds):
+        for name, way in ways.items():
+            before, began = _busy(), time.monotonic()
+            seconds = way()
+            cost = _busy() - before - baseline * (time.monotonic() - began)
+            one = found.setdefault(name, Found())
+            one.speeds.append(gib * 1024 / seconds)
+            one.costs.append(cost / gib)
+    cloud.timed(server, {"os-start": None}, "ACTIVE")
+    ready(lab, cloud, server, 1)
+    running = found["Whimbrel, of a running guest"] = Found()
+    for number in range(rounds):
+        cloud.timed(server, {"migrate": None}, "VERIFY_RESIZE")
+        first = _facts(cloud, server)["precopy"]["rounds"][0]
+        running.speeds.append(first["bytes"] / MIB / first["seconds"])
+        ready(lab, cloud, server, 2 + number)
+        cloud.timed(server, {"confirmResize": None}, "ACTIVE")
+    cloud.delete(server)
+    for path in (lab.host("h1").dir / "instances/bench-data", lab.host("h2").dir / "instances/bench-copy"):
+        path.unlink(missing_ok=True)
+    for name, one in found.items():
+        keep(NAME, f"{name}, {gib} GiB of random data", "MiB/s", one.speeds, None, None)
+        if one.costs:
+            keep(NAME, f"{name}, processor time per GiB", "s", one.costs, None, None)
+    return found
+
+
+def empty_disk(lab: Lab, cloud: Cloud) -> float:
+    """Move a disk of 20 GiB that holds 256 MiB; return the bytes on the wire over those that it occupies."""
+    server = _stopped_server(lab, cloud, 20, data_mib=256)
+    before = sent_bytes(lab.host(host_of(cloud, server)))
+    source = host_of(cloud, server)
+    cloud.timed(server, {"migrate": None}, "VERIFY_RESIZE")
+    ratio = (sent_bytes(lab.host(source)) - before) / _facts(cloud, server)["copy_disks"]["allocated"]
+    keep(NAME, "bytes on the wire over allocated, 256 MiB in 20 GiB", "", [ratio], 1.0, 1.03)
+    cloud.delete(server)
+    return ratio
+
+
+def resumed(lab: Lab, cloud: Cloud, gib: int, rounds: int) -> float:
+    """Kill the source's agent in the middle of a copy; return what crossed after that over the whole."""
+    server = _stopped_server(lab, cloud, gib)
+    shares = []
+    for _ in range(rounds):
+        source = host_of(cloud, server)
+        cloud.action(server, {"migrate": None})
+        _wait_for(lambda source=source: _arrived(lab, server, source) > gib * GIB // 2)
+        lab.kill("agent", source)
+        lab.start("agent", source)
+        cloud.wait(server, "VERIFY_RESIZE")
+        facts = _facts(cloud, server)["copy_disks"]
+        shares.append(facts["bytes"] / facts["allocated"])
+        cloud.timed(server, {"confirmResize": None}, "SHUTOFF")
+    keep(NAME, f"bytes after a cut at half over the whole, {gib} GiB", "", shares, 1.0, 0.6)
+    cloud.delete(server)
+    return statistics.median(shares)
+
+
+def memory(lab: Lab, cloud: Cloud, sizes: tuple[tuple[int, int], ...]) -> dict[int, float]:
+    """Return by GiB of disk the most memory, in MiB, that agent, ssh or receiver held in a copy of so many MiB."""
+    found = {}
+    for gib, data in sizes:
+        server = _stopped_server(lab, cloud, gib, data_mib=data)
+        source, peak, over = host_of(cloud, server), [0.0], threading.Event()
+        pids = [lab.host(name).find("agent") for name in ("h1", "h2")]
+        for pid in pids:
+            Path(f"/proc/{pid}/clear_refs").write_text("5")  # the peak is that of this copy (proc(5))
+        watcher = threading.Thread(target=_watch_receivers, args=(lab, source, peak, over))
+        watcher.start()
+        cloud.timed(server, {"migrate": None}, "VERIFY_RESIZE")
+        over.set()
+        watcher.join()
+        found[gib] = max(peak[0], *(_peak(pid) for pid in pids if pid))
+        keep(NAME, f"memory of an agent or receiver, disk of {gib} GiB with {data} MiB", "MiB", [found[gib]], None, 150)
+        cloud.delete(server)
+    return found
+
+
+# --- the commands by hand -----------------------------------------------------------------------------
+
+
+def _bystand(lab: Lab, gib: int) -> Path:
+    """Make the file, and an sshd of its own at h2 that a new key opens; return the directory of the key."""
+    place = lab.dir / "bench"
+    place.mkdir()
+    place.chmod(0o711)
+    with (lab.host("h1").dir / "instances/bench-data").open("wb") as file:
+        for _ in range(gib * 4):
+            file.write(os.urandom(256 * MIB))
+    for name in ("host_key", "key"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", place / name], check=True)
+    (place / "authorized").write_text((place / "key.pub").read_text())
+    (place / "sshd_config").write_text(
+        f"Port {PORT}\nHostKey {place}/host_key\nAuthorizedKeysFile {place}/authorized\nStrictModes no\nPidFile none\n"
+        "UsePAM no\nPermitRootLogin yes\nSubsystem sftp internal-sftp\n"
+    )
+    host = lab.host("h2")
+    command = ["/usr/sbin/sshd", "-D", "-e", "-f", f"{place}/sshd_config"]
+    host.processes.start("bench-sshd@h2", command, log=place / "sshd.log", inside=host.up())
+    target = host.address
+    (place / "ssh_config").write_text(
+        f"Host target\n HostName {target}\n Port {PORT}\n User root\n IdentityFile {place}/key\n BatchMode yes\n"
+        " StrictHostKeyChecking no\n UserKnownHostsFile /dev/null\n LogLevel ERROR\n"
+    )
+    return place
+
+
+def _references(place: Path) -> list[Reference]:
+    ssh = f"ssh -F {place}/ssh_config"
+    nbd = f"qemu-nbd --fork --persistent -f raw -k {INSTANCES_DIR}/bench.sock --pid-file {INSTANCES_DIR}/bench.pid"
+    size = f"$(stat -c %s {HERE})"
+    over_nbd = (
+        f"{ssh} target 'truncate -s '{size}' {THERE}; {nbd} {THERE}' && "
+        f"{ssh} -c {FAST} -f -N -M -S {place}/control -L {place}/there.sock:{INSTANCES_DIR}/bench.sock target && "
+        f"nbdcopy {HERE} 'nbd+unix:///?socket={place}/there.sock'; status=$?; "
+        f"{ssh} -S {place}/control -O exit target 2>/dev/null; rm -f {place}/there.sock; "
+        f"{ssh} target 'kill $(cat {INSTANCES_DIR}/bench.pid)'; exit $status"
+    )
+    return [
+        Reference("scp", f"scp -q -F {place}/ssh_config {HERE} target:{THERE}", "scp"),
+        Reference("scp, aes128-gcm", f"scp -q -c {FAST} -F {place}/ssh_config {HERE} target:{THERE}", "scp"),
+        Reference("rsync -S", f"rsync -S -e '{ssh}' {HERE} target:{THERE}", "rsync"),
+        Reference("ssh pipe, aes128-gcm", f"{ssh} -c {FAST} target 'cat > {THERE}' < {HERE}", "ssh"),
+        Reference("nbdcopy over ssh -L", over_nbd, "nbdcopy"),
+    ]
+
+
+def _by_hand(lab: Lab, one: Reference) -> float:
+    (lab.host("h2").dir / "instances/bench-copy").unlink(missing_ok=True)
+    began = time.monotonic()
+    done = lab.host("h1").exec(["bash", "-c", one.command], check=False, timeout=600)
+    seconds = time.monotonic() - began
+    if done.returncode:
+        raise RuntimeError(f"{shlex.quote(one.command)} failed: {done.stderr[-500:]}")
+    return seconds
+
+
+# --- whole moves ----------------------------------------------------------------------------------------
+
+
+def _stopped_server(lab: Lab, cloud: Cloud, gib: int, data_mib: int | None = None) -> str:
+    """Return a stopped server whose disk holds random data behind what its guest uses."""
+    disk = gib + 2 if data_mib is None else gib
+    flavor = cloud.flavor(f"copy{disk}", vcpus=1, ram=128, disk=disk)
+    server = cloud.create(f"copy{disk}", flavor, user_data="writer.interval_ms=50\n")
+    ready(lab, cloud, server, 1)
+    cloud.timed(server, {"os-stop": None}, "SHUTOFF")
+    host = lab.host(host_of(cloud, server))
+    path = host.dir / "instances" / server / "disk-0"
+    chunk = lab.dir / "chunk"
+    size = min(256, data_mib or 256)
+    chunk.write_bytes(os.urandom(size * MIB))
+    for number in range((data_mib or gib * 1024) // size):
+        where = (1024 + number * size) * MIB
+        subprocess.run(
+            ["qemu-io", "-f", "qcow2", "-c", f"write -q -s {chunk} {where} {size}M", path],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+    chunk.unlink()
+    return server
+
+
+def _at_rest(cloud: Cloud, server: str) -> float:
+    cloud.timed(server, {"migrate": None}, "VERIFY_RESIZE")
+    seconds = {step["step"]: step["seconds"] for step in steps(cloud, server)}
+    cloud.timed(server, {"confirmResize": None}, "SHUTOFF")
+    return float(seconds["copy_disks"] + seconds["verify_disks"])
+
+
+def _facts(cloud: Cloud, server: str) -> dict[str, Any]:
+    return {step["step"]: step.get("facts") or {} for step in steps(cloud, server)}
+
+
+def _arrived(lab: Lab, server: str, source: str) -> int:
+    root = lab.host("h2" if source == "h1" else "h1").dir / "instances"
+    return sum(path.stat().st_blocks * 512 for path in root.glob(f"{server}.incoming-*/disk-0"))
+
+
+# --- looking ----------------------------------------------------------------------------------------------
+
+
+def _busy() -> float:
+    """Return the seconds that this machine's processors have worked since its start."""
+    user, nice, system, _, _, irq, softirq = map(int, Path("/proc/stat").read_text().split()[1:8])
+    return (user + nice + system + irq + softirq) / TICK
+
+
+def _idle_cost(seconds: float = 5.0) -> float:
+    before = _busy()
+    time.sleep(seconds)
+    return (_busy() - before) / seconds
+
+
+def _peak(pid: int) -> float:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def _watch_receivers(lab: Lab, source: str, peak: list[float], over: threading.Event) -> None:
+    """Note the most memory of any process below the sshd of the target."""
+    target = lab.host("h2" if source == "h1" else "h1")
+    while not over.wait(0.2):
+        daemon = target.find("sshd")
+        for pid in family(daemon) if daemon else ():
+            try:
+                peak[0] = max(peak[0], _peak(pid))
+            except OSError:  # it has ended since
+                continue
+
+
+def _wait_for(condition: Callable[[], bool], deadline: float = 300.0) -> None:
+    end = time.monotonic() + deadline
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError("the copy did not come to its half")
+        time.sleep(0.02)

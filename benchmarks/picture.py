@@ -1,0 +1,62 @@
+"""Plain pictures of what was measured, as SVG: lines over a measure, and bars side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+WIDTH, HEIGHT, LEFT, LOW = 640, 360, 60, 40
+COLOURS = ("#b5532a", "#2a6fb5", "#2a8f4f", "#888888", "#7a4fa0", "#b59a2a", "#3b3b3b")
+
+
+def lines(rows: Mapping[str, Mapping[int, float]], title: str, measure: str) -> str:
+    """Draw each row's values over its keys."""
+    sizes = sorted({size for row in rows.values() for size in row})
+    most = max(value for row in rows.values() for value in row.values())
+
+    def place(size: int, value: float) -> tuple[float, float]:
+        return LEFT + (WIDTH - LEFT - 90) * size / sizes[-1], HEIGHT - LOW - (HEIGHT - LOW - 20) * value / most
+
+    parts = [
+        f'<path d="M{LEFT} 15V{HEIGHT - LOW}H{WIDTH - 85}" fill="none" stroke="black"/>',
+        f'<text x="{LEFT}" y="12">{title}</text>',
+        f'<text x="{WIDTH - 200}" y="{HEIGHT - 6}">{measure}</text>',
+    ]
+    for size in sizes:
+        x, _ = place(size, 0)
+        parts.append(f'<text x="{x:.0f}" y="{HEIGHT - LOW + 18}" text-anchor="middle">{size}</text>')
+    for value in (most / 2, most):
+        _, y = place(0, value)
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.0f}" text-anchor="end">{value:.1f}</text>')
+    for colour, (name, row) in zip(COLOURS, rows.items(), strict=False):
+        points = [place(size, row[size]) for size in sizes if size in row]
+        if points:
+            path = " ".join(f"{x:.0f},{y:.0f}" for x, y in points)
+            parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+            x, y = points[-1]
+            parts.append(f'<text x="{x + 8:.0f}" y="{y + 4:.0f}" fill="{colour}">{name}</text>')
+    return _page(parts, HEIGHT)
+
+
+def bars(charts: Sequence[tuple[str, Mapping[str, float]]]) -> str:
+    """Draw charts of horizontal bars below one another, each with its title."""
+    parts, y = [], 10
+    for title, row in charts:
+        parts.append(f'<text x="10" y="{y + 10}" font-weight="bold">{title}</text>')
+        y += 20
+        most = max(row.values())
+        for colour, (name, value) in zip(COLOURS, row.items(), strict=False):
+            length = (WIDTH - 300) * value / most
+            parts.append(f'<text x="210" y="{y + 13}" text-anchor="end">{name}</text>')
+            parts.append(f'<rect x="218" y="{y}" width="{length:.0f}" height="17" fill="{colour}"/>')
+            parts.append(f'<text x="{224 + length:.0f}" y="{y + 13}">{value:.3g}</text>')
+            y += 22
+        y += 14
+    return _page(parts, y)
+
+
+def _page(parts: Sequence[str], height: int) -> str:
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" '
+        f'font-size="13">\n<rect width="{WIDTH}" height="{height}" fill="white"/>'
+    )
+    return "\n".join([head, *parts, "</svg>", ""])
