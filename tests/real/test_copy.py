@@ -398,6 +398,8 @@ def test_an_image_that_names_a_file_of_the_host_is_refused(
         made.write_bytes(b"x" * MIB)
         image = serve(made, store, monkeypatch)
         pair.target.disks.prepare(replace(pair.order("prepare", image=image), protocol="build"), patience())
+    kept = [path.name for path in (pair.directory / "h2" / "_base").iterdir()]
+    assert all(name.endswith(".lock") for name in kept), "what was refused is not kept"
 
 
 def test_a_disk_whose_header_names_a_file_of_the_target_is_refused(pair: Pair) -> None:

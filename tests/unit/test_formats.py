@@ -5,6 +5,9 @@ Each test is named after what it prevents; the known attacks of this family are 
 
 from __future__ import annotations
 
+import ast
+import base64
+import json
 import os
 import struct
 import subprocess
@@ -14,12 +17,14 @@ from pathlib import Path
 
 import pytest
 
+import whimbrel
 from tests.unit.test_images import qcow2 as header_of
 from tests.unit.test_images import reading
-from whimbrel.agent.disks import programs, qcow2
+from whimbrel.agent.disks import configdrive, programs, qcow2
 from whimbrel.agent.disks.checks import refuse_disk, refuse_image
+from whimbrel.agent.disks.configdrive import make_config_drive
 from whimbrel.domain.errors import Invalid, StepError
-from whimbrel.domain.server import Disk, DiskRole, Image
+from whimbrel.domain.server import Disk, DiskRole, Guest, Image
 from whimbrel.store import image_files
 
 MIB = 1 << 20
@@ -218,6 +223,9 @@ def test_a_tool_writes_no_more_than_declared_and_takes_no_more_memory_than_its_l
         programs.run([sys.executable, "-I", "-c", "bytearray(1 << 27)"], tmp_path, Patient())
 
 
+TOOLS = {"qemu-img", "qemu-io", "qemu-nbd", "qemu-storage-daemon"}
+
+
 def test_every_call_of_a_qemu_tool_pins_its_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[list[str]] = []
     record: Callable[..., None] = lambda argv, *_, **__: calls.append(argv)  # noqa: E731
@@ -228,8 +236,41 @@ def test_every_call_of_a_qemu_tool_pins_its_formats(tmp_path: Path, monkeypatch:
         qcow2.make_flat(tmp_path, disk, image, Patient())
         qcow2.make_empty(tmp_path, disk, Patient())
         qcow2.grow(tmp_path, disk, image, Patient())
+    qcow2.remove_bitmap(tmp_path, "disk-0", "whimbrel-1", Patient())
     for argv in calls:
-        opened = [word for word in argv if word.startswith("json:")]
-        pinned = all('"driver": "file"' in node and node.count('"driver"') >= 2 for node in opened)
-        assert pinned and (opened or {"-f", "-O"} & set(argv)), argv
+        opened = [json.loads(word.removeprefix("json:")) for word in argv if word.startswith("json:")]
+        assert all(node["file"]["driver"] == "file" and node["driver"] in ("raw", "qcow2") for node in opened), argv
+        assert all("backing" in node for node in opened if node["driver"] == "qcow2"), argv
+        assert (opened or {"-f", "-O"} & set(argv)) and "info" not in argv, argv
         assert ("-b" in argv) == ("-F" in argv), argv
+    callers = {
+        function.name
+        for function in ast.walk(ast.parse(Path(qcow2.__file__).read_text()))
+        if isinstance(function, ast.FunctionDef) and "run" in {getattr(node, "id", "") for node in ast.walk(function)}
+    }
+    assert callers == {"make_overlay", "make_flat", "make_empty", "grow", "remove_bitmap"}, "each is called above"
+
+
+def test_one_module_only_calls_qemus_tools() -> None:
+    """Its calls are looked at above; one from elsewhere would not be."""
+    source = Path(whimbrel.__file__).parent
+    calling = [
+        path.relative_to(source).as_posix()
+        for path in source.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and node.value in TOOLS
+    ]
+    assert set(calling) == {"agent/disks/qcow2.py"}
+
+
+def test_a_config_drive_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in a build nor on its way can it fill a host; what a user gives for it is bounded before."""
+    data = base64.b64encode(os.urandom(4 * MIB)).decode()
+    guest = Guest("u", "name", 1, 64, (), (), user_data=data)
+    (tmp_path / "whole").mkdir()
+    make_config_drive(tmp_path / "whole", guest, Patient())
+    assert (tmp_path / "whole" / "config.iso").stat().st_size > 4 * MIB
+    monkeypatch.setattr(configdrive, "MOST_CONFIG", MIB)
+    with pytest.raises(StepError, match="genisoimage"):
+        make_config_drive(tmp_path, guest, Patient())
+    assert (tmp_path / "config.iso").stat().st_size <= MIB

@@ -56,6 +56,8 @@ CACHE = "_base"
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 CONFIG_DRIVE = "config.iso"
+MOST_CONFIG = 64 << 20
+"""Bytes of a config drive at most; user data is limited to much less."""
 PROBE = ".probe"
 RECEIVED = "received.json"
 MEMORY = ".memory"

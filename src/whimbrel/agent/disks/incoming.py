@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable
 
 from whimbrel.agent.disks.extents import blocks, read_block, survey, write_zeros
-from whimbrel.agent.disks.frames import BLOCK, CONFIG_DRIVE, GRANULE, Range
+from whimbrel.agent.disks.frames import BLOCK, CONFIG_DRIVE, GRANULE, MOST_CONFIG, Range
 from whimbrel.agent.disks.table import Table, digest_of, granules
 from whimbrel.domain.errors import StepError
 from whimbrel.domain.server import Disk, DiskRole
@@ -23,9 +23,6 @@ UNCHECKED_LIMIT = 128 << 20
 
 QCOW2_MARGIN = 64 << 20
 """Bytes that a qcow2 file may have beyond its disk and a 64th of it: header, tables, bitmaps, clusters that leaked."""
-
-MOST_CONFIG = 64 << 20
-"""Bytes of a config drive at most; user data is limited to much less."""
 
 _FILE = re.compile(r"disk-[0-9]{1,3}|" + re.escape(CONFIG_DRIVE))
 
