@@ -178,6 +178,30 @@ def test_a_cancelled_copy_ends_at_once(pair: Pair) -> None:
         pair.push(opened, control)
 
 
+@pytest.mark.parametrize("gone", ["the server", "the attempt"])
+def test_nothing_is_written_any_more_into_what_was_removed(pair: Pair, gone: str) -> None:
+    """CVE-2015-3280, CVE-2015-3241: a copy into files without a name would fill the host, and nobody would see it."""
+    pair.make_server(100)
+    opened = pair.open()
+    writes: list[Path] = []
+
+    def remove() -> None:
+        eventually(lambda: allocated(pair.received("disk-0")) > 4 * MIB)
+        writes.append(Path(f"/proc/{receiver(pair)}/fd"))
+        if gone == "the server":
+            pair.target.names.remove_all(UUID)
+        else:
+            pair.target.names.discard(UUID, ATTEMPT)
+        eventually(lambda: not writes[0].exists(), 2)
+
+    with pytest.raises(StepError, match="channel from h1 to h2"):
+        pair.push(opened, copying(pair, remove, 10 * MIB))
+    assert writes and not list((pair.directory / "h2").iterdir())
+    with pytest.raises(StepError, match="not prepared for attempt"):
+        pair.push(opened)
+    assert not list((pair.directory / "h2").iterdir())
+
+
 def test_a_target_without_room_is_refused_before_the_guest_is_stopped(pair: Pair) -> None:
     pair.make_server(32)
     with small_disk(pair.directory / "h2", 16):

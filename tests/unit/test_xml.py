@@ -158,6 +158,9 @@ def test_what_libvirt_and_firmware_add_to_a_definition_comes_along() -> None:
         "<devices><emulator>/usr/bin/qemu-system-x86_64</emulator><input type='mouse' bus='ps2'/>"
     )
     made = new_definition(GUEST, IMAGE, host()).replace("<devices>", more)
-    made = made.replace("<os>", f"<os><loader>/usr/share/OVMF/C.fd</loader><nvram template='/usr/share/V.fd'>/servers/{UUID}/vars.fd</nvram>")
+    made = made.replace(
+        "<os>",
+        f"<os><loader>/usr/share/OVMF/C.fd</loader><nvram template='/usr/share/V.fd'>/servers/{UUID}/vars.fd</nvram>",
+    )
     carried, rewrites = carried_definition(made, GUEST, GUEST, IMAGE, host())
     assert rewrites == [] and "vars.fd" in carried and "/etc/motd" in carried

@@ -62,8 +62,6 @@ PROBE = ".probe"
 RECEIVED = "received.json"
 MEMORY = ".memory"
 """The pipe through which a guest's memory comes to the process that waits for it."""
-HOLDER = ".receiver"
-"""Which process receives an attempt's files."""
 
 LOG = "whimbrel-"
 """Checkpoints and bitmaps that note what a guest writes begin so; all others are left alone."""
