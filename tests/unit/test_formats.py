@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,7 @@ from tests.unit.test_images import reading
 from whimbrel.agent.disks import configdrive, programs, qcow2
 from whimbrel.agent.disks.checks import refuse_disk, refuse_image
 from whimbrel.agent.disks.configdrive import make_config_drive
+from whimbrel.agent.guests.opened import refuse_opened
 from whimbrel.domain.errors import Invalid, StepError
 from whimbrel.domain.server import Disk, DiskRole, Guest, Image
 from whimbrel.store import image_files
@@ -201,6 +203,43 @@ def test_a_header_in_a_raw_image_is_not_followed_in_a_build(tmp_path: Path, trap
     found = tmp_path / "found"
     subprocess.run(["qemu-img", "convert", "-f", target, "-O", "raw", tmp_path / "disk-0", found], check=True)
     assert found.read_bytes()[: len(trap)] == trap and SECRET not in found.read_bytes()
+
+
+def test_what_qemu_opened_counts_and_not_what_the_header_says_by_now(tmp_path: Path) -> None:
+    """A source that still writes while the target's QEMU opens the disk could take its hostile header back."""
+    (tmp_path / "elsewhere").mkdir()
+    secret = tmp_path / "elsewhere" / "secret"
+    secret.write_bytes(SECRET.ljust(MIB, b"\0"))
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / qcow2.BASE).write_bytes(bytes(MIB))
+    good = make(home / "disk-0", "-b", qcow2.BASE, "-F", "raw")
+    bad = make(home / "disk-1", "-o", f"data_file={secret},data_file_raw=on", size="1M")
+    chain = {"driver": "raw", "file": {"driver": "file", "filename": str(home / qcow2.BASE)}}
+    nodes = opened_by_qemu(good, chain)
+    assert {node["drv"] for node in nodes} == {"qcow2", "raw", "file"} and len(nodes) == 4
+    refuse_opened(nodes, home, "s")
+    nodes = opened_by_qemu(bad, None)
+    make(bad)  # the header is harmless again
+    refuse_disk(bad, ROOT, None, at_rest=False)
+    with pytest.raises(StepError, match=r"has opened '.*/elsewhere/secret'"):
+        refuse_opened(nodes, home, "s")
+    with pytest.raises(StepError, match="nbd"):
+        refuse_opened([{"drv": "nbd", "file": "nbd://10.0.0.9:10809"}], home, "s")
+
+
+def opened_by_qemu(disk: Path, backing: object) -> list[dict[str, Any]]:
+    """Let QEMU open a disk as libvirt lets it, and ask it what it has open."""
+    file = {"driver": "file", "filename": str(disk)}
+    node = {"driver": "qcow2", "node-name": "format", "file": file, "backing": backing}
+    command = ["qemu-system-x86_64", "-M", "none", "-display", "none", "-nodefaults", "-S", "-qmp", "stdio"]
+    asked = ("qmp_capabilities", "query-named-block-nodes", "quit")
+    said = "".join(json.dumps({"execute": word}) for word in asked)
+    done = subprocess.run(
+        [*command, "-blockdev", json.dumps(node)], input=said.encode(), capture_output=True, check=True, timeout=30
+    )
+    answers = [json.loads(line).get("return") for line in done.stdout.splitlines()]
+    return next(answer for answer in answers if isinstance(answer, list))
 
 
 def test_a_new_disk_holds_nothing_of_an_older_one(tmp_path: Path) -> None:

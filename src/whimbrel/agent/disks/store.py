@@ -168,7 +168,7 @@ class HostDisks:
             path = incoming / disk.name
             if is_carried(disk) and path.exists():  # whatever the source says that it sent
                 with in_words("check", path):
-                    checks.refuse_disk(path, disk, _base_of(disk, order.work.image))
+                    checks.refuse_disk(path, disk, checks.base_of(disk, order.work.image))
         return {"verified_bytes": sum(disk["size"] for disk in sent["disks"].values())}
 
     def resize(self, order: Order, control: Control) -> Facts:
@@ -258,11 +258,6 @@ def _make(incoming: Path, disk: Disk, image: Image | None, control: Control) -> 
         make(incoming, disk, image, control)
     else:
         qcow2.make_empty(incoming, disk, control)
-
-
-def _base_of(disk: Disk, image: Image | None) -> tuple[str, str] | None:
-    """Return name and format of the one file that a disk may stand on."""
-    return (qcow2.BASE, image.format) if disk.base and image else None
 
 
 def _refuse_loss(work: Work) -> None:
