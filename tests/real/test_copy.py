@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -18,10 +19,12 @@ from threading import Event
 import pytest
 
 from tests.pair import ATTEMPT, DISKS, GUEST, MIB, UUID, Pair, eventually, free_port, patience
+from whimbrel.agent import console
 from whimbrel.agent.control import StepControl
-from whimbrel.agent.directories import write_manifest
+from whimbrel.agent.directories import read_manifest, write_manifest
+from whimbrel.agent.disks.copies import CARRYING
 from whimbrel.agent.disks.extents import allocated, write_zeros
-from whimbrel.agent.disks.frames import GRANULE, Range
+from whimbrel.agent.disks.frames import EARLIER, GRANULE, MOST_CONSOLE, Range
 from whimbrel.agent.disks.mapping import read_bitmaps
 from whimbrel.agent.disks.store import HostDisks
 from whimbrel.domain.errors import Cancelled, StepError, TimedOut
@@ -178,6 +181,65 @@ def test_a_cancelled_copy_ends_at_once(pair: Pair) -> None:
         pair.push(opened, control)
 
 
+def said(pair: Pair, home: Path) -> str:
+    """Return what the API would show of the console in a directory, once the server is there."""
+    assert console.read(home.parent, "no-such-server", None) == ""
+    return console.read(home.parent, home.name, None)
+
+
+def test_the_end_of_the_console_travels_hashed_and_shows_the_earlier_boots(pair: Pair) -> None:
+    pair.make_server(1)
+    live = pair.source.names.live(UUID)
+    (live / EARLIER).write_text("boot 1 on h0\n")
+    (live / "console.log").write_text("boot 2 on h1\n")
+    pushed = pair.push(pair.open())
+    assert pushed["disks"][EARLIER]["size"] == 26 and "console" not in pushed
+    arrived = pair.received(EARLIER)
+    arrived.write_text("boot 9 on h1\nboot 2 on h1\n")
+    with pytest.raises(StepError, match=f"{re.escape(EARLIER)} .* differs on h2"):
+        pair.verify(pushed)
+    pushed = pair.push({})
+    pair.verify(pushed)
+    (arrived.parent / "console.log").write_text("boot 3 on h2\n")
+    assert said(pair, arrived.parent) == "boot 1 on h0\nboot 2 on h1\nboot 3 on h2\n"
+    sealed = pair.source.names.sealed(UUID, ATTEMPT)
+    assert said(pair, sealed) == "boot 1 on h0\nboot 2 on h1\n", "a revert finds it as it was"
+    assert not list(sealed.glob(f"{CARRYING}*"))
+
+
+def test_a_console_is_carried_up_to_its_bound_whatever_the_guest_wrote(pair: Pair) -> None:
+    pair.make_server(1)
+    content = os.urandom(MOST_CONSOLE + 70_001)
+    (pair.source.names.live(UUID) / EARLIER).write_bytes(b"long ago")
+    (pair.source.names.live(UUID) / "console.log").write_bytes(content)
+    pair.verify(pair.push(pair.open()))
+    assert pair.received(EARLIER).read_bytes() == content[-MOST_CONSOLE:]
+
+
+def test_a_console_that_cannot_be_read_is_noted_and_holds_no_move_up(pair: Pair) -> None:
+    pair.make_server(1)
+    (pair.source.names.live(UUID) / "console.log").symlink_to("/etc/shadow")
+    pushed = pair.push(pair.open())
+    assert "stays on its host" in pushed["console"]
+    pair.verify(pushed)
+    assert not pair.received(EARLIER).exists()
+
+
+def test_a_target_that_takes_no_console_gets_the_disks(pair: Pair) -> None:
+    """One of an older release: its order did not declare the file."""
+    pair.make_server(1)
+    (pair.source.names.live(UUID) / "console.log").write_text("boot 1\n")
+    opened = pair.open()
+    incoming = pair.received("disk-0").parent
+    manifest = read_manifest(incoming)
+    assert manifest is not None
+    del manifest["receives"][EARLIER]
+    write_manifest(incoming, manifest)
+    pushed = pair.push(opened)
+    assert "does not take it" in pushed["console"] and set(pushed["disks"]) == {"disk-0", "config.iso"}
+    pair.verify(pushed)
+
+
 @pytest.mark.parametrize("gone", ["the server", "the attempt"])
 def test_nothing_is_written_any_more_into_what_was_removed(pair: Pair, gone: str) -> None:
     """CVE-2015-3280, CVE-2015-3241: a copy into files without a name would fill the host, and nobody would see it."""
@@ -265,6 +327,7 @@ def test_each_way_that_ssh_refuses_names_both_hosts_and_the_remedy(pair: Pair) -
 
 def test_shared_storage_is_seen_and_then_linked_and_a_resize_takes_a_true_copy(pair: Pair) -> None:
     pair.make_server(4)
+    (pair.source.names.live(UUID) / "console.log").write_text("boot 1\n")
     with mounted(pair.directory / "h2", "--bind", pair.directory / "h1"):
         opened = pair.open()
         assert opened["shared"] is True
@@ -272,6 +335,7 @@ def test_shared_storage_is_seen_and_then_linked_and_a_resize_takes_a_true_copy(p
         assert pushed["bytes"] == 0
         assert pair.received("disk-0").samefile(pair.source.names.sealed(UUID, ATTEMPT) / "disk-0")
         pair.verify(pushed)
+        assert pair.received(EARLIER).read_text() == "boot 1\n"
         resize = replace(pair.order("open_channel"), protocol="resize")
         assert pair.source.channels.open(resize, patience())["shared"] is False
     assert not list((pair.directory / "h1").glob("**/.probe"))
@@ -519,6 +583,7 @@ def test_a_disk_that_is_written_to_meanwhile_arrives_as_it_is_in_the_end(pair: P
     live.mkdir()
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", live / "disk-0", "96M"], check=True)
     (live / "config.iso").write_bytes(os.urandom(70_001))
+    (live / "console.log").write_text("boot 1\n")
     write_manifest(live, {"server": UUID, "attempt": "1-1"})
     log = ScriptedLog(live / "disk-0")
     log.write(8 * MIB, 24 * MIB)
@@ -544,6 +609,7 @@ def test_a_disk_that_is_written_to_meanwhile_arrives_as_it_is_in_the_end(pair: P
     pair.target.disks.verify(pair.order("verify_disks", {"copy_disks": pushed}, **work), patience())
     assert filecmp.cmp(pair.received("disk-0"), pair.source.names.sealed(UUID, ATTEMPT) / "disk-0", shallow=False)
     assert pushed["bytes"] < 8 * MIB, "most of it was there"
+    assert pair.received(EARLIER).read_text() == "boot 1\n"
 
 
 @pytest.mark.parametrize(

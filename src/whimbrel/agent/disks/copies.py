@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Protocol
 
+from whimbrel.agent import console
 from whimbrel.agent.directories import in_words
 from whimbrel.agent.disks import qcow2
 from whimbrel.agent.disks.channel import SshChannels
-from whimbrel.agent.disks.frames import LOG, Range
+from whimbrel.agent.disks.frames import EARLIER, LOG, Range
 from whimbrel.agent.disks.mapping import Clusters, Unreadable, read_bitmaps, refuse_unusual
 from whimbrel.agent.disks.precopy import PreCopy, clusters_of
 from whimbrel.agent.disks.send import Copy, Outgoing
@@ -27,6 +29,8 @@ CHOICE = "whimbrel:move"
 while it runs or does not move it, `auto` does what can be done."""
 
 CHOICES = ("auto", "cold", "warm")
+
+CARRYING = ".console-"
 
 _OURS = re.compile(re.escape(LOG) + "[0-9]+")
 
@@ -124,12 +128,7 @@ class Copies:
             else:  # the log was lost: what the target holds is compared with all that is here
                 parts = {file: file.everything() for file in copy.files}
             try:
-                before = copy.sent
-                copy.send(parts, control)
-                mended = copy.settle(control)
-                held = sum(file.allocated for file in copy.files)
-                facts = {"bytes": copy.sent - before, "mended": mended, "allocated": held}
-                return {**facts, "disks": copy.finish(control)}
+                return _send_rest(copy, parts, paths[0].parent, control)
             finally:
                 copy.close()
 
@@ -145,12 +144,7 @@ class Copies:
             self._log.end(order.server)
         del self._under_way[order.server, order.attempt]
         try:
-            before = move.copy.sent
-            move.copy.send(move.left(written), control)
-            mended = move.copy.settle(control)
-            held = sum(file.allocated for file in move.copy.files)
-            facts = {"bytes": move.copy.sent - before, "mended": mended, "allocated": held}
-            return {**facts, "disks": move.copy.finish(control)}
+            return _send_rest(move.copy, move.left(written), self._channels.home(order), control)
         finally:
             move.close()
 
@@ -195,6 +189,33 @@ class Copies:
             except Unreadable as error:
                 return f"{disk.name} cannot be copied while its guest runs: {error}."
         return None
+
+
+def _send_rest(copy: Copy, parts: dict[Outgoing, list[Range]], home: Path, control: Control) -> Facts:
+    """Send the last parts of the disks and the end of the console, until all of it was read back at the target."""
+    before = copy.sent
+    told = _add_console(copy, parts, home, control)
+    copy.send(parts, control)
+    mended = copy.settle(control)
+    held = sum(file.allocated for file in copy.files)
+    return {"bytes": copy.sent - before, "mended": mended, "allocated": held, **told, "disks": copy.finish(control)}
+
+
+def _add_console(copy: Copy, parts: dict[Outgoing, list[Range]], home: Path, control: Control) -> Facts:
+    """Take the end of the console along, in a file of its own; one that cannot be read is noted and left behind."""
+    if EARLIER not in copy.receives:
+        return {"console": "The target's release does not take it."}
+    try:
+        with TemporaryDirectory(prefix=CARRYING, dir=home) as name:
+            Path(name, EARLIER).write_bytes(console.tail(home))
+            file = Outgoing(Path(name, EARLIER))  # it is read through its descriptor
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        return {"console": f"It stays on its host: {error}."}
+    copy.add(file, control)
+    parts[file] = file.everything()
+    return {}
 
 
 def is_carried(disk: Disk) -> bool:

@@ -145,7 +145,7 @@ class Receiver:
         # Only now that nobody else may write: it may have been shut while this one waited.
         self._receives = (read_manifest(incoming) or {}).get("receives", {})
         (incoming / RECEIVED).unlink(missing_ok=True)
-        self._answer({"begun": True})
+        self._answer({"begun": True, "receives": sorted(self._receives)})
         try:
             while self._step(directory):
                 pass

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from whimbrel.agent import console
 from whimbrel.agent.directories import (
     HostDirectories,
     free_bytes,
@@ -23,7 +25,7 @@ from whimbrel.agent.disks.cache import ImageCache
 from whimbrel.agent.disks.channel import SshChannels
 from whimbrel.agent.disks.configdrive import make_config_drive
 from whimbrel.agent.disks.copies import Copies, Log, is_carried
-from whimbrel.agent.disks.frames import CACHE, RECEIVED
+from whimbrel.agent.disks.frames import CACHE, EARLIER, RECEIVED
 from whimbrel.agent.disks.incoming import Incoming, declared, seen
 from whimbrel.domain.errors import StepError
 from whimbrel.domain.server import Disk, DiskRole, Image
@@ -214,6 +216,8 @@ class HostDisks:
                 (incoming / path.name).unlink(missing_ok=True)
                 os.link(path, incoming / path.name, follow_symlinks=False)
             sync_directory(incoming)
+            with suppress(OSError):  # the console is worth less than the move
+                (incoming / EARLIER).write_bytes(console.tail(paths[0].parent))
             disks = {path.name: {"size": path.stat().st_size, "digest": ""} for path in paths}
         return {"bytes": 0, "allocated": 0, "disks": disks}
 
