@@ -490,22 +490,83 @@ def test_an_image_that_names_a_file_of_the_host_is_refused(
     assert all(name.endswith(".lock") for name in kept), "what was refused is not kept"
 
 
-def test_a_disk_whose_header_names_a_file_of_the_target_is_refused(pair: Pair) -> None:
-    """A source that is not ours any more could write such a header; QEMU would follow it."""
+SENT: dict[str, tuple[tuple[str, ...], str, str]] = {
+    "data in another file (CVE-2024-32498)": (
+        ("-o", "data_file={dir}/secret,data_file_raw=on"),
+        "4M",
+        "disk-0 keeps its data in another file",
+    ),
+    "a backing file (CVE-2024-40767)": (("-u", "-b", "/etc/shadow", "-F", "raw"), "4M", "stands on '/etc/shadow'"),
+    "a base that it was not declared with": (("-u", "-b", "base-0", "-F", "raw"), "4M", "declares no other file"),
+    "a larger disk than was declared": ((), "5M", "declares 4 MiB"),
+    "a disk of terabytes": ((), "40T", "declares 4 MiB"),
+    "an encrypted disk": (
+        ("--object", "secret,id=s,data=x", "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"),
+        "4M",
+        "is encrypted",
+    ),
+    "another format": (("-f", "vmdk"), "4M", "declared as qcow2 and is not"),
+}
+
+
+@pytest.mark.parametrize("what", SENT)
+@pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
+def test_a_hostile_disk_that_a_source_sends_is_refused_before_qemu_sees_it(pair: Pair, what: str, warm: bool) -> None:
+    """A source that is not ours any more may write any header, and QEMU would follow it; in the last delta, too."""
+    options, size, refusal = SENT[what]
     guest = replace(GUEST, disks=(Disk(0, DiskRole.EPHEMERAL, "qcow2", 4),))
     live = pair.source.names.live(UUID)
     live.mkdir()
-    make_qcow2(live / "disk-0", "4M", "-o", f"data_file={pair.directory}/secret,data_file_raw=on")
+    hostile = pair.directory / "hostile"
+    named = [option.format(dir=pair.directory) for option in options]
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *named, hostile, size], check=True)
+    make_qcow2(live / "disk-0", "4M")
     (live / "config.iso").write_bytes(b"x")
     write_manifest(live, {"server": UUID, "attempt": "1-1"})
     work = {"guest": guest, "old": guest}
+    source = HostDisks(pair.settings, pair.source.channels, log=QuietLog() if warm else None)
     pair.target.disks.prepare(pair.order("prepare", **work), patience())
     opened = pair.source.channels.open(pair.order("open_channel", **work), patience())
+    facts = source.precopy(pair.order("precopy", {"open_channel": opened}, **work), patience())
+    assert ("skipped" in facts) is not warm
+    with (live / "disk-0").open("r+b") as disk:  # the same file: that is what is being copied
+        disk.truncate(0)
+        disk.write(hostile.read_bytes())
     pair.source.names.seal(UUID, ATTEMPT)
-    pushed = pair.source.disks.push(pair.order("copy_disks", {"open_channel": opened}, **work), patience())
-    for said in (pushed, {**pushed, "disks": {}}):
-        with pytest.raises(StepError, match="disk-0 keeps its data in another file, an external"):
-            pair.target.disks.verify(pair.order("verify_disks", {"copy_disks": said}, **work), patience())
+    pushed = source.push(pair.order("copy_disks", {"open_channel": opened}, **work), patience())
+    for told in (pushed, {**pushed, "disks": {}}, {**pushed, "shared": True}):
+        with pytest.raises(StepError, match=refusal):
+            pair.target.disks.verify(pair.order("verify_disks", {"copy_disks": told}, **work), patience())
+
+
+class QuietLog:
+    """A guest that writes nothing."""
+
+    def begin(self, server: str) -> None: ...
+
+    def cut(self, server: str) -> dict[str, list[Range]]:
+        return {"disk-0": []}
+
+    def end(self, server: str) -> bool:
+        return True
+
+
+def test_a_header_that_a_guest_wrote_on_its_raw_disk_moves_and_grows_as_plain_bytes(pair: Pair) -> None:
+    """CVE-2026-24708, CVE-2016-2140: of a raw disk no byte is believed, at neither host."""
+    trap = pair.directory / "trap"
+    named = ("-u", "-b", "/etc/shadow", "-F", "raw")
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *named, trap, "1G"], check=True)
+    pair.make_server(4)
+    with (pair.source.names.live(UUID) / "disk-0").open("r+b") as disk:
+        disk.write(trap.read_bytes())
+    pushed = pair.push(pair.open())
+    pair.verify(pushed)
+    larger = replace(GUEST, disks=(replace(DISKS[0], size_mb=260), DISKS[1]))
+    pair.target.disks.resize(pair.order("resize_disks", guest=larger), patience())
+    arrived = pair.received("disk-0")
+    assert arrived.stat().st_size == 260 * MIB
+    with arrived.open("rb") as file, (pair.source.names.sealed(UUID, ATTEMPT) / "disk-0").open("rb") as sent:
+        assert file.read(256 * MIB) == sent.read() and not any(file.read())
 
 
 def make_qcow2(path: Path, size: str, *options: str) -> Path:
