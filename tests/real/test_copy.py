@@ -490,6 +490,25 @@ def test_an_image_that_names_a_file_of_the_host_is_refused(
     assert all(name.endswith(".lock") for name in kept), "what was refused is not kept"
 
 
+def test_a_disk_at_the_target_holds_nothing_that_was_there_before(pair: Pair) -> None:
+    """CVE-2013-7130, CVE-2012-5625: neither another server's leavings nor those of the same one shine through holes."""
+    pair.make_server(4)
+    more = Disk(2, DiskRole.EPHEMERAL, "raw", 8)
+    work = {"guest": replace(GUEST, disks=(*DISKS, more))}
+    for home in (pair.target.names.incoming(UUID, "6-1"), pair.target.names.incoming(UUID, ATTEMPT)):
+        home.mkdir()
+        for name in ("disk-0", "disk-1", "disk-2"):
+            (home / name).write_bytes(b"another tenant's" * (16 * MIB // 16))
+    pair.target.disks.prepare(pair.order("prepare", **work), patience())
+    assert pair.received("disk-2").stat().st_size == 8 * MIB and not any(pair.received("disk-2").read_bytes())
+    opened = pair.source.channels.open(pair.order("open_channel", **work), patience())
+    pair.source.names.seal(UUID, ATTEMPT)
+    pair.verify(pair.push(opened))
+    for name in ("disk-0", "disk-1"):
+        assert b"tenant" not in pair.received(name).read_bytes()
+    assert filecmp.cmp(pair.received("disk-0"), pair.source.names.sealed(UUID, ATTEMPT) / "disk-0", shallow=False)
+
+
 SENT: dict[str, tuple[tuple[str, ...], str, str]] = {
     "data in another file (CVE-2024-32498)": (
         ("-o", "data_file={dir}/secret,data_file_raw=on"),
@@ -511,7 +530,7 @@ SENT: dict[str, tuple[tuple[str, ...], str, str]] = {
 
 @pytest.mark.parametrize("what", SENT)
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
-def test_a_hostile_disk_that_a_source_sends_is_refused_before_qemu_sees_it(pair: Pair, what: str, warm: bool) -> None:
+def test_a_disk_whose_header_names_a_file_of_the_target_is_refused(pair: Pair, what: str, warm: bool) -> None:
     """A source that is not ours any more may write any header, and QEMU would follow it; in the last delta, too."""
     options, size, refusal = SENT[what]
     guest = replace(GUEST, disks=(Disk(0, DiskRole.EPHEMERAL, "qcow2", 4),))
@@ -549,6 +568,16 @@ class QuietLog:
 
     def end(self, server: str) -> bool:
         return True
+
+
+@pytest.mark.parametrize("name", ["/etc/shadow", "../x", "disk-9", "disk-1", "a\0b"])
+def test_what_a_source_says_that_it_sent_is_looked_for_nowhere_else(pair: Pair, name: str) -> None:
+    pair.make_server(1)
+    pushed = pair.push(pair.open())
+    pushed["disks"][name] = {"size": 1, "digest": "x"}
+    for told in (pushed, {**pushed, "shared": True}):
+        with pytest.raises(StepError, match="which was not declared"):
+            pair.verify(told)
 
 
 def test_a_header_that_a_guest_wrote_on_its_raw_disk_moves_and_grows_as_plain_bytes(pair: Pair) -> None:

@@ -151,7 +151,10 @@ class HostDisks:
     def _verify(self, order: Order, incoming: Path, control: Control) -> Facts:
         sent = order.results.get("copy_disks") or order.results["move_memory"]
         received = (_load(incoming / RECEIVED) or {}).get("files", {})
+        known = declared(order.work.old.disks)
         for name, expected in sent["disks"].items():
+            if name not in known:
+                raise StepError(f"{_source_host(order)} says that it sent {name!r:.80}, which was not declared.")
             with in_words("look at", incoming / name):
                 status = (incoming / name).stat()
                 found = received.get(name)

@@ -37,9 +37,9 @@ TYPES: dict[str, tuple[str, ...] | None] = {
 
 PASSIVE = ("metadata", "resource")
 """Parts that name no file of the host, whatever stands in them."""
-NAMING = frozenset({"file", "path", "dir", "template"})
+NAMING = frozenset({"file", "path", "dir"})
 """Attributes that name a file; one without a leading slash begins where the hypervisor was started."""
-HOLDING = frozenset({"emulator", "loader", "nvram", "kernel", "initrd", "dtb", "table", "shim"})
+HOLDING = frozenset({"emulator", "loader", "kernel", "initrd", "dtb", "table", "shim"})
 """Parts whose text names a file."""
 CALLING = frozenset({"host", "service", "protocol"})
 """Attributes of a source that lies behind a network, or is reached over one."""
@@ -83,6 +83,8 @@ def _beyond(part: ET.Element, directory: Path) -> str | None:
         return "opens a connection or a port"
     if part.tag == "backend" and part.get("model", "random") not in ("random", "builtin"):
         return f"takes its entropy from {part.get('model', '')[:80]}"
+    if part.tag == "nvram":
+        return "keeps its firmware's variables in a file that would stay at its host"
     if part.tag == "loader" and part.get("type") == "pflash" and part.get("readonly") != "yes":
         return "could write to its firmware"
     named = {name: value for name, value in part.attrib.items() if name in NAMING}
@@ -91,20 +93,19 @@ def _beyond(part: ET.Element, directory: Path) -> str | None:
     for name, value in named.items():
         if value and not value.startswith("/"):
             return f"names {value[:200]} in {name}, which is no whole path"
-    for name, value in (("", (part.text or "").strip()), *part.attrib.items()):
-        role = name if name == "template" else part.tag
-        if value.startswith("/") and not _allowed(role, Path(os.path.normpath(value)), directory):
+    for value in ((part.text or "").strip(), *part.attrib.values()):
+        if value.startswith("/") and not _allowed(part.tag, Path(os.path.normpath(value)), directory):
             return f"names {value[:200]} in {part.tag}"
     return None
 
 
-def _allowed(role: str, path: Path, directory: Path) -> bool:
-    match role:
+def _allowed(tag: str, path: Path, directory: Path) -> bool:
+    match tag:
         case "emulator":
             return str(path.parent) in PROGRAMS and path.name.startswith("qemu-")
         case "backend":
             return str(path) in ENTROPY
-        case "loader" | "template":
-            return path.is_relative_to(FIRMWARE) or path.is_relative_to(directory)
+        case "loader":
+            return path.is_relative_to(FIRMWARE)
         case _:
             return path != directory and path.is_relative_to(directory)
