@@ -267,6 +267,13 @@ class Cloud:
         assert answer.is_success, answer.text
         return answer.json() if answer.content else None
 
+    def plan(self, server: Server, action: Json) -> Json:
+        """Return what an action would do."""
+        answer = self.http.post(f"/whimbrel/v1/servers/{server.id}/plan", json=action, headers=VERSION)
+        assert answer.is_success, answer.text
+        plan: Json = answer.json()["plan"]
+        return plan
+
     def delete(self, path: str) -> None:
         """DELETE a path of the compute API."""
         self.http.delete(f"/compute/v2.1{path}", headers=VERSION).raise_for_status()

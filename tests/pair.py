@@ -72,6 +72,11 @@ class Pair:
         Path("/run/sshd").mkdir(exist_ok=True)
         config = directory / "h2-channel" / SSHD_CONFIG
         config.write_text(f"{config.read_text()}StrictModes no\n")  # pytest's directories lie below /tmp
+        self.listen()
+
+    def listen(self) -> None:
+        """Start the sshd."""
+        config = self.directory / "h2-channel" / SSHD_CONFIG
         self.sshd = subprocess.Popen(["/usr/sbin/sshd", "-D", "-e", "-f", config], stderr=subprocess.DEVNULL)
         eventually(lambda: can_connect(self.port))
 

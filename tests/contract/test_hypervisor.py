@@ -23,7 +23,7 @@ from whimbrel.agent.service import world
 from whimbrel.domain.errors import Cancelled, StepError, TimedOut
 from whimbrel.domain.migration import Answer, Verb
 from whimbrel.domain.server import Disk, DiskRole, Guest, Image, Nic, PowerAction, PowerState
-from whimbrel.migration.messages import Facts, Order, Place, Work
+from whimbrel.migration.messages import Facts, Foresee, Order, Place, Way, Work
 from whimbrel.migration.ports import World
 from whimbrel.migration.protocols import PROTOCOLS, HostStep
 from whimbrel.ops import clock, ids
@@ -443,6 +443,20 @@ def test_a_copy_that_differs_is_refused_and_the_source_is_whole(hosts: Hosts) ->
         story.do("h2", "cold", "verify_disks")
     story.do("h1", "cold", "copy_disks")
     story.do("h2", "cold", "verify_disks")
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_plan_of_a_server_that_runs_changes_nothing(hosts: Hosts, live: bool) -> None:
+    story = Story(hosts)
+    story.start()
+    disks = hosts.world("h1").disks
+    question = Foresee(story.server, live, None, was_running=True, disks=story.guest().disks)
+    foresight = disks.foresee(question)
+    assert (foresight.way, foresight.reason, foresight.allocated > 0) == (Way.LIVE if live else Way.WARM, "", True)
+    off = disks.foresee(replace(question, was_running=False))
+    assert (off.way, off.reason) == (Way.NONE if live else Way.COLD, "The guest is off.")
+    with pytest.raises(StepError, match="No such file"):
+        hosts.world("h2").disks.foresee(question)
 
 
 def test_disks_of_a_guest_that_is_not_sealed_are_not_sent(hosts: Hosts) -> None:

@@ -98,6 +98,14 @@ def test_a_short_cut_is_bridged(cloud: Cloud) -> None:
     assert_goes_on(cloud, server)
 
 
+def test_a_channel_that_breaks_in_mid_copy_is_replaced_and_the_rest_crosses(cloud: Cloud) -> None:
+    server = cloud.create(BALLAST)
+    with mid_copy(cloud, server):
+        clients = cloud.lab.host("h1").exec(["pgrep", "-x", "ssh"]).stdout.split()
+        cloud.lab.host("h1").exec(["kill", "-KILL", *clients])
+    assert_goes_on(cloud, server)
+
+
 @contextmanager
 def small_disk(cloud: Cloud, mib: int) -> Iterator[None]:
     """Give the target a small disk; what is left on it when the test ends is only the cache and a `filler`."""

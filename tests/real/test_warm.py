@@ -75,10 +75,12 @@ def test_a_move_whose_agent_is_killed_while_the_disks_cross_is_taken_up_again(cl
 def test_a_server_that_wants_to_be_moved_cold_is_stopped_first_and_the_row_says_so(cloud: Cloud) -> None:
     server = cloud.create("fill_mib=12")
     server.stop_first()
+    plan = cloud.plan(server, {"migrate": None})
     server.migrate()
     server.wait("VERIFY_RESIZE")
     row = server.steps()["precopy"]
-    assert (row["mark"], row["reason"]) == ("skipped", "The server's metadata say whimbrel:move=cold.")
+    assert (row["mark"], row["reason"]) == ("skipped", "The request or the server's metadata say whimbrel:move=cold.")
+    assert (plan["way"], plan["reason"]) == ("cold", row["reason"])
     assert server.fact("copy_disks", "bytes") > 12 << 20
     server.assert_nothing_lost("h2")
     server.confirm()

@@ -306,13 +306,17 @@ class Auditor:
 
     def is_stranded(self, books: Books, server: Any) -> bool:
         """Return whether a move ended with its guest down at home, because the host answered each try with an error."""
-        newest = books.newest(server.id)
-        if server.deleted_at is not None or not newest:
+        if server.deleted_at is not None:
             return False
-        outcome, mine = newest[0].outcome, [row for row in books.journal if row.migration_id == newest[0].id]
-        if outcome == Outcome.REVERTED:
-            return any("guest_down" in row.facts for row in mine if row.step == "start_source")
-        return outcome in (Outcome.ERROR, Outcome.CANCELLED) and any("guest_down" in row.undo_facts for row in mine)
+        for move in books.newest(server.id):
+            mine = [row for row in books.journal if row.migration_id == move.id]
+            if move.outcome == Outcome.REVERTED:
+                return any("guest_down" in row.facts for row in mine if row.step == "start_source")
+            if move.outcome not in (Outcome.ERROR, Outcome.CANCELLED):
+                return False
+            if any(row.step in ("stop_guest", "move_memory", "set_power") for row in mine):
+                return any("guest_down" in row.undo_facts for row in mine)
+        return False  # what came before those that ended without touching the guest is what counts
 
     def _found(self) -> set[tuple[str, str]]:
         """Every directory and every domain of every host."""

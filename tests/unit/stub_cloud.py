@@ -74,6 +74,7 @@ class Stub:
     refuse: dict[str, tuple[int, str]] = field(default_factory=dict)
     catalog: dict[str, str] = field(default_factory=lambda: {"compute": "/compute/v2.1"})
     hosts: list[dict[str, Any]] = field(default_factory=list)
+    plan: dict[str, Any] = field(default_factory=dict)
     expire: bool = False
     logins: list[Any] = field(default_factory=list)
     actions: list[Any] = field(default_factory=list)
@@ -104,6 +105,9 @@ class _Handler(BaseHTTPRequestHandler):
             if action in self.stub.refuse:
                 status, message = self.stub.refuse[action]
                 self._say(status, {"conflictingRequest": {"code": status, "message": message}})
+            elif self.path == f"/whimbrel/v1/servers/{SERVER}/plan":
+                self.stub.plan["of"] = body
+                self._say(200, {"plan": self.stub.plan})
             else:
                 self.stub.actions.append(body)
                 self._say(202, None)

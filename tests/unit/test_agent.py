@@ -20,8 +20,8 @@ from whimbrel.bus.codec import registry
 from whimbrel.bus.local import LocalBroker, LocalBus
 from whimbrel.domain.errors import BusError
 from whimbrel.domain.migration import Answer, Verb
-from whimbrel.domain.server import PowerAction, PowerState
-from whimbrel.migration.messages import MESSAGES, Ask, Console, Order, ReadConsole, StepReport
+from whimbrel.domain.server import Disk, DiskRole, PowerAction, PowerState
+from whimbrel.migration.messages import MESSAGES, Ask, Console, Foresee, Foresight, Order, ReadConsole, StepReport, Way
 from whimbrel.migration.presence import GuestReport, Heartbeat, Inspect, Inspection, Welcome
 from whimbrel.migration.protocols import PROTOCOLS
 from whimbrel.ops.settings import Agent, Settings
@@ -152,6 +152,10 @@ async def test_a_server_is_built_moved_and_confirmed_without_losing_a_write(cond
         assert [conductor.guests("h1").write(SERVER) for _ in range(3)] == [2, 3, 4]
         await conductor.do("h2", "prepare")
         await conductor.do("h1", "open_channel")
+        for host, way in (("h1", Way.WARM), ("h2", Way.NONE)):
+            question = Foresee(SERVER, False, None, was_running=True, disks=(Disk(0, DiskRole.ROOT, "qcow2", 64),))
+            foresight = await conductor.bus.call(f"agent.{host}", question, timeout=5)
+            assert isinstance(foresight, Foresight) and foresight.way is way
         stopped = await conductor.do("h1", "stop_guest")
         assert stopped.facts["forced"] is False and '"host": "h1"' in stopped.facts["definition"]
         copied = await conductor.do("h1", "copy_disks")

@@ -21,9 +21,9 @@ from tests.unit.compute_cloud import (
     progress,
     servers_url,
 )
-from whimbrel.domain.migration import Mark
-from whimbrel.domain.server import Flavor
-from whimbrel.migration.messages import Console, ReadConsole
+from whimbrel.domain.migration import Mark, Refusal
+from whimbrel.domain.server import Flavor, Manner
+from whimbrel.migration.messages import Console, Foresee, Foresight, ReadConsole, SelectTargets, Targets, Way
 from whimbrel.ops import clock
 from whimbrel.store import flavors
 from whimbrel.store.tables import hosts, migrations, servers
@@ -221,6 +221,76 @@ async def test_managers_see_their_own_projects_moves_without_hosts(cloud: Cloud)
     assert len(await listed(cloud, f"?marker={newest['uuid']}")) == 1
     for query, status in (("?host=h1", 2), ("?host=h9", 0), ("?migration_type=resize", 0), ("?source_compute=h1", 2)):
         assert len(await listed(cloud, query)) == status
+
+
+@pytest.mark.parametrize(
+    ("body", "way", "manner"),
+    [
+        ({"migrate": {"whimbrel:move": "warm"}}, Way.WARM, "warm"),
+        ({"migrate": None}, Way.COLD, "cold"),  # from the server's metadata
+        ({"resize": {"flavorRef": "2"}}, Way.COLD, "cold"),
+        (
+            {"os-migrateLive": {"host": "h2", "block_migration": "auto"}},
+            Way.NONE,
+            "cold",
+        ),  # which is for whoever is not moved live
+    ],
+)
+async def test_a_plan_says_what_would_happen_and_begins_nothing(
+    cloud: Cloud, body: dict[str, Any], way: Way, manner: str
+) -> None:
+    furnish(cloud)
+    server_id = await active(cloud)
+    with_cold = {"metadata": {"whimbrel:move": "cold"}}
+    await cloud.http.post(servers_url(f"/{server_id}/metadata"), json=with_cold, headers=at(cloud, "alice"))
+    asked: list[Any] = []
+
+    async def agent(message: object) -> object:
+        asked.append(message)
+        return Foresight(way, "" if way is Way.WARM else "Because h1 says so.", 5 << 20)
+
+    async def scheduler(message: object) -> object:
+        asked.append(message)
+        return Targets(("h2",), (1.5,), (Refusal("h1", "NotSource", "h1 is the source."),))
+
+    bus = cloud.services.bus
+    await bus.start()
+    await bus.consume("agent.h1", agent)
+    await bus.consume("scheduler", scheduler)
+    before = await listed(cloud)
+    answer = await cloud.http.post(f"/whimbrel/v1/servers/{server_id}/plan", json=body, headers=at(cloud, "admin"))
+    assert answer.status_code == 200, answer.text
+    plan = answer.json()["plan"]
+    assert (plan["way"], plan["possible"], plan["allocated_bytes"]) == (way, way is not Way.NONE, 5 << 20)
+    assert [target["host"] for target in plan["targets"]] == ["h2"] and plan["refusals"][0]["filter"] == "NotSource"
+    assert "precopy" in [step["step"] for step in plan["steps"]]
+    (question,) = [message for message in asked if isinstance(message, Foresee)]
+    assert question.was_running and question.live == ("os-migrateLive" in body)
+    assert question.manner is Manner(manner)
+    (choice,) = [message for message in asked if isinstance(message, SelectTargets)]
+    assert (choice.source, choice.forced_host) == ("h1", "h2" if question.live else None)
+    assert await listed(cloud) == before and await state(cloud, server_id) == ("ACTIVE", None)
+    await bus.close()
+
+
+async def test_a_plan_is_refused_where_the_request_would_be(cloud: Cloud) -> None:
+    furnish(cloud)
+    server_id = await active(cloud)
+    url = f"/whimbrel/v1/servers/{server_id}/plan"
+    for body, status, words in (
+        ({"migrate": {"host": "h1"}}, 400, "host where the server exists"),
+        ({"migrate": {"whimbrel:move": "wram"}}, 400, "wram"),
+        ({"confirmResize": None}, 400, "no such action"),
+    ):
+        answer = await cloud.http.post(url, json=body, headers=at(cloud, "admin"))
+        assert answer.status_code == status and words in message(answer), answer.text
+    assert (await cloud.http.post(url, json={"migrate": None}, headers=at(cloud, "bob"))).status_code == 404
+    assert (await cloud.http.post(url, json={"migrate": None}, headers=at(cloud, "rita"))).status_code == 403
+    wrong = {"metadata": {"whimbrel:move": "wram"}}
+    await cloud.http.post(servers_url(f"/{server_id}/metadata"), json=wrong, headers=at(cloud, "alice"))
+    answer = await act(cloud, server_id, {"migrate": None})
+    assert answer.status_code == 400 and "one of auto, cold, warm" in message(answer)
+    assert (await act(cloud, server_id, {"migrate": {"whimbrel:move": "cold"}}, version="2.56")).status_code == 202
 
 
 async def test_power_and_console(cloud: Cloud) -> None:

@@ -11,6 +11,7 @@ import pytest
 from tests.unit.stub_cloud import ALL_DONE, IN_WINDOW, SERVER, Stub, migration, serving, with_segment
 from whimbrel.cli import watch
 from whimbrel.cli.main import cli
+from whimbrel.migration.protocols import PROTOCOLS
 
 Run = Callable[..., click.testing.Result]
 
@@ -204,3 +205,33 @@ def test_hosts_show_the_room_that_is_left_and_why_one_is_disabled(cloud: Stub, r
     row = run("hosts").output.splitlines()[1]
     for text in ("up, disabled", "2 of 4096", "new disks"):
         assert text in row
+
+
+@pytest.mark.parametrize(
+    ("way", "code", "end"), [("warm", 0, "Nothing was begun."), ("none", 3, "It would not be done.")]
+)
+def test_a_plan_is_told_and_nothing_is_asked_for(cloud: Stub, run: Run, way: str, code: int, end: str) -> None:
+    steps = [{"step": row.name, "where": row.where, "why": row.why} for row in PROTOCOLS["cold"].steps]
+    cloud.plan |= {
+        "way": way, "possible": way != "none", "allocated_bytes": 3 << 20, "protocol": "cold", "source": "h1",
+        "reason": "disk-0 is raw." if way == "none" else None, "targets": [{"host": "h2", "weight": 1.5}],
+        "refusals": [{"host": "h1", "filter": "NotSource", "reason": "It is the source."}], "steps": steps,
+    }  # fmt: skip
+    result = run("migrate", "vm1", "--move", "warm", "--plan")
+    assert (result.exit_code, cloud.actions) == (code, [])
+    assert cloud.plan["of"] == {"migrate": {"whimbrel:move": "warm"}}
+    lines = result.output.splitlines()
+    assert lines[0].startswith("vm1, 3.0 MiB on h1: ") and lines[-1] == end
+    assert any("h1  NotSource: It is the source." in line for line in lines)
+    assert (PROTOCOLS["cold"].steps[0].why[:30] in result.output) == (code == 0)
+    assert ("disk-0 is raw." in result.output) == (code == 3)
+
+
+def test_the_manner_of_a_move_goes_with_the_request(cloud: Stub, run: Run) -> None:
+    assert run("migrate", "vm1", "--host", "h2", "--move", "cold").exit_code == 0
+    assert run("resize", "vm1", "medium", "--move", "warm").exit_code == 0
+    assert cloud.actions == [
+        {"migrate": {"host": "h2", "whimbrel:move": "cold"}},
+        {"resize": {"flavorRef": "f-2", "whimbrel:move": "warm"}},
+    ]
+    assert run("migrate", "vm1", "--live", "--move", "cold").exit_code == 2

@@ -28,8 +28,8 @@ from whimbrel.agent.outbox import Relay
 from whimbrel.agent.starved import Reviver
 from whimbrel.bus import queues
 from whimbrel.bus.port import Bus
-from whimbrel.domain.errors import BusError, SettingsError, Unavailable
-from whimbrel.migration.messages import Ask, Console, Order, ReadConsole
+from whimbrel.domain.errors import BusError, SettingsError, StepError, Unavailable
+from whimbrel.migration.messages import Ask, Console, Foresee, Foresight, Order, ReadConsole, Way
 from whimbrel.migration.ports import World
 from whimbrel.migration.presence import Inspect, Inspection, Lease, Welcome
 from whimbrel.ops.settings import Agent, Settings
@@ -110,8 +110,7 @@ async def _serve(agent: Agent, bus: Bus, ledger: Ledger) -> None:
         heart.beat_soon()
         return await asyncio.to_thread(inspect, agent, ledger, parts)
 
-    channels = parts.channels if isinstance(parts.channels, TakesPasses) else None
-    inbox = Inbox(agent, executor, admission, heart, look, channels)
+    inbox = Inbox(agent, executor, admission, heart, look, parts)
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(relay.run())
@@ -135,16 +134,17 @@ class Inbox:
         admission: Admission,
         heart: Heart,
         look: Callable[[], Awaitable[Inspection]],
-        channels: TakesPasses | None,
+        parts: World,
     ) -> None:
         self._agent = agent
         self._executor = executor
         self._admission = admission
         self._heart = heart
         self._look = look
-        self._channels = channels
+        self._channels = parts.channels if isinstance(parts.channels, TakesPasses) else None
+        self._disks = parts.disks
 
-    async def take(self, message: object) -> Console | Inspection | None:
+    async def take(self, message: object) -> Console | Foresight | Inspection | None:
         """Take one message; once this returns, it may be acknowledged. Only questions have an answer."""
         if self._executor.closing:
             await asyncio.sleep(HOLD)  # kept without an acknowledgement, it comes to the next agent
@@ -171,9 +171,17 @@ class Inbox:
             case ReadConsole():
                 where = self._agent.instances_dir
                 return Console(await asyncio.to_thread(console.read, where, message.server, message.lines))
+            case Foresee():
+                return await asyncio.to_thread(self._foresee, message)
             case Inspect():
                 return await self._look()
         raise BusError(f"An agent does not take {type(message).__name__}.")
+
+    def _foresee(self, question: Foresee) -> Foresight:
+        try:
+            return self._disks.foresee(question)
+        except StepError as error:
+            return Foresight(Way.NONE, str(error), 0)
 
     def _take_leave(self, message: Welcome | Lease) -> None:
         if isinstance(message, Welcome):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import click
 
+from whimbrel.cli import plan
 from whimbrel.cli.cloud import Cloud
 from whimbrel.cli.documents import Migration, plain
 from whimbrel.cli.errors import Exit
@@ -12,36 +16,75 @@ from whimbrel.cli.output import print_json
 from whimbrel.cli.watch import stay
 from whimbrel.domain.errors import Conflict
 from whimbrel.domain.migration import Outcome
+from whimbrel.domain.server import MOVE, Manner
+
+
+def _how(function: Callable[..., Exit]) -> Callable[..., Exit]:
+    """Add --move and --plan to a command."""
+    function = click.option("--plan", "planned", is_flag=True, help="Only say what would happen, and begin nothing.")(
+        function
+    )
+    return click.option(
+        "--move",
+        type=click.Choice([manner.value for manner in Manner]),
+        help="Copy the disks while the guest runs (warm), after it has stopped (cold), or as it can be done (auto). "
+        f"Without it the server's metadata ({MOVE}) or its host's settings decide.",
+    )(function)
 
 
 @talks_to_cloud()
 @click.argument("server")
 @click.option("--host", help="The target. Without it the scheduler chooses, and has alternates.")
 @click.option("--live", is_flag=True, help="Move the guest while it runs; it is not asked to shut down.")
+@_how
 @may_stay
-def migrate(cloud: Cloud, server: str, host: str | None, live: bool, staying: Staying, as_json: bool) -> Exit:
+def migrate(
+    cloud: Cloud,
+    server: str,
+    host: str | None,
+    move: str | None,
+    staying: Staying,
+    *,
+    live: bool,
+    planned: bool,
+    as_json: bool,
+) -> Exit:
     """Move SERVER (a name or an id) to another host.
 
-    The guest is shut down, its disks are copied and verified, and it is started at the target. Then it waits in
-    VERIFY_RESIZE, with the source's copy kept, until `whimbrel confirm` or `whimbrel revert`. With --live its memory
-    crosses too, it runs on at the target, and there is nothing to confirm.
+    The guest's disks are copied, it is shut down, the rest is copied and verified, and it is started at the target.
+    Then it waits in VERIFY_RESIZE, with the source's copy kept, until `whimbrel confirm` or `whimbrel revert`. With
+    --live its memory crosses too, it runs on at the target, and there is nothing to confirm.
     """
-    found = cloud.server(server)
+    if live and move:
+        raise click.UsageError("--live and --move exclude each other.")
     if live:
-        cloud.act(found["id"], {"os-migrateLive": {"host": host, "block_migration": "auto"}})
+        action: dict[str, Any] = {"os-migrateLive": {"host": host, "block_migration": "auto"}}
     else:
-        cloud.act(found["id"], {"migrate": {"host": host} if host else None})
-    return begun(cloud, found, staying, as_json=as_json)
+        given = ({"host": host} if host else {}) | ({MOVE: move} if move else {})
+        action = {"migrate": given or None}
+    return _begin(cloud, server, action, staying, planned=planned, as_json=as_json)
 
 
 @talks_to_cloud()
 @click.argument("server")
 @click.argument("flavor")
+@_how
 @may_stay
-def resize(cloud: Cloud, server: str, flavor: str, staying: Staying, as_json: bool) -> Exit:
+def resize(
+    cloud: Cloud, server: str, flavor: str, move: str | None, staying: Staying, *, planned: bool, as_json: bool
+) -> Exit:
     """Give SERVER another FLAVOR (each a name or an id); it moves as in `whimbrel migrate`."""
+    given = {"flavorRef": cloud.flavor(flavor)["id"]} | ({MOVE: move} if move else {})
+    return _begin(cloud, server, {"resize": given}, staying, planned=planned, as_json=as_json)
+
+
+def _begin(
+    cloud: Cloud, server: str, action: dict[str, Any], staying: Staying, *, planned: bool, as_json: bool
+) -> Exit:
     found = cloud.server(server)
-    cloud.act(found["id"], {"resize": {"flavorRef": cloud.flavor(flavor)["id"]}})
+    if planned:
+        return plan.tell(cloud, found, action, as_json=as_json)
+    cloud.act(found["id"], action)
     return begun(cloud, found, staying, as_json=as_json)
 
 

@@ -15,9 +15,8 @@ from sqlalchemy import Connection, Row
 
 from whimbrel.conductor import endings, orders
 from whimbrel.conductor.passes import Passes
-from whimbrel.domain.claim import resources_of
 from whimbrel.domain.errors import StepError
-from whimbrel.domain.migration import Kind, Mark, Proof, Verb, Verdict
+from whimbrel.domain.migration import Mark, Proof, Verb, Verdict
 from whimbrel.domain.server import PowerState
 from whimbrel.migration import protocols
 from whimbrel.migration.decide import Decision, Do, Finished, Owe, Pass, Undo, Wait, decide
@@ -26,7 +25,7 @@ from whimbrel.migration.messages import Changed, Order, SelectTargets
 from whimbrel.migration.ports import Case
 from whimbrel.migration.protocols import BooksStep, HostStep, Protocol
 from whimbrel.ops import clock, metrics, settings
-from whimbrel.store import debts, fencing, journal, migrations, outbox, servers_core
+from whimbrel.store import debts, fencing, journal, migrations, outbox, placing, servers_core
 from whimbrel.store.books import StoreBooks
 
 _log = structlog.get_logger()
@@ -269,7 +268,8 @@ class Driver:
         """Take the next host of the scheduler's list; ask for a list when there is none yet."""
         migration = hand.migration
         if migration.targets is None:
-            hand.effects.select.append((migration.id, self._question(hand)))
+            question = placing.targets(hand.tx, migration, hand.table, same_host=self.conf.same_host_resize)
+            hand.effects.select.append((migration.id, question))
             return False
         left = [target["host"] for target in migration.targets if target["host"] not in migration.tried]
         if not left or migration.attempt > self.conf.max_attempts:
@@ -277,23 +277,6 @@ class Driver:
         hand.save(target=left[0], tried=[*migration.tried, left[0]])
         hand.tell("target chosen", "claim", left[0])
         return True
-
-    def _question(self, hand: Hand) -> SelectTargets:
-        migration = hand.migration
-        properties = servers_core.load(hand.tx, migration.server_id).image_properties
-        need = resources_of(servers_core.flavor_of(migration.new_flavor))
-        return SelectTargets(
-            vcpus=need.vcpus,
-            ram_mb=need.ram_mb,
-            disk_gb=need.disk_gb,
-            architecture=properties.get("hw_architecture") or properties.get("architecture") or "",
-            exclude=tuple(migration.tried),
-            source=migration.source,
-            same_host_allowed=migration.kind == Kind.RESIZE and self.conf.same_host_resize,
-            forced_host=migration.forced_host,
-            protocol=hand.table.name,
-            version=hand.table.version,
-        )
 
 
 def send(tx: Connection, order: Order, effects: Effects) -> None:

@@ -12,7 +12,7 @@ from whimbrel.domain.migration import Kind, Verb, Where
 from whimbrel.domain.server import PowerAction
 from whimbrel.migration.messages import Order, Place, Work
 from whimbrel.migration.protocols import HostStep, Protocol
-from whimbrel.store import journal, migrations, servers_core
+from whimbrel.store import journal, migrations, placing, servers_core
 from whimbrel.store.tables import hosts
 
 TicketUrl = Callable[[str], str]
@@ -97,6 +97,7 @@ def _work(tx: Connection, migration: Row[Any], server: Row[Any], grace: int, tic
         was_running=migration.was_running,
         grace=grace,
         action=PowerAction(migration.action) if migration.action else None,
+        manner=placing.manner(migration),
     )
 
 

@@ -64,6 +64,21 @@ class Image:
     ticket_url: str = ""
 
 
+MOVE = "whimbrel:move"
+"""The key under which a server's metadata, or a request, say in which manner it is moved."""
+
+
+class Manner(enum.StrEnum):
+    """How a guest that runs is moved when it is not moved live."""
+
+    AUTO = "auto"
+    """Warm where that can be done, cold elsewhere."""
+    COLD = "cold"
+    """It is stopped before anything is copied."""
+    WARM = "warm"
+    """Its disks are copied while it runs, or it is not moved."""
+
+
 @dataclass(frozen=True)
 class Disk:
     """One disk file of a server: `disk-<index>` in its directory. `base` is the sha256 that an overlay stands on."""

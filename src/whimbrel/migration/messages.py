@@ -5,11 +5,12 @@ Every message may come twice, late, out of order, or never.
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass, field
 from typing import Any
 
 from whimbrel.domain.migration import Answer, Refusal, Verb
-from whimbrel.domain.server import Guest, Image, PowerAction, PowerState
+from whimbrel.domain.server import Disk, Guest, Image, Manner, PowerAction, PowerState
 from whimbrel.migration import bounds
 from whimbrel.migration.presence import Heartbeat, Inspect, Inspection, Lease, Welcome
 
@@ -30,7 +31,7 @@ class Work:
     """What a migration is about: the server as it was, as it shall be, and where.
 
     `old` is the server at the source, `guest` the server at the target (they differ in a resize).
-    `grace` is how many seconds the guest has to shut itself down.
+    `grace` is how many seconds the guest has to shut itself down. `manner` is None where the source's settings decide.
     """
 
     guest: Guest
@@ -41,6 +42,7 @@ class Work:
     was_running: bool
     grace: int
     action: PowerAction | None = None
+    manner: Manner | None = None
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,49 @@ class Targets:
             raise ValueError(f"there are {len(self.hosts)} hosts and {len(self.weights)} weights")
 
 
+class Way(enum.StrEnum):
+    """How a server would be moved from its host as it is now."""
+
+    LIVE = "live"
+    WARM = "warm"
+    COLD = "cold"
+    NONE = "none"
+    """Not in the manner that was asked for."""
+
+
+@dataclass(frozen=True)
+class Foresee:
+    """Api to agent (call): how would this server be moved, if it were moved now? Nothing is begun."""
+
+    server: str
+    live: bool
+    manner: Manner | None
+    was_running: bool
+    disks: tuple[Disk, ...]
+
+    def __post_init__(self) -> None:
+        bounds.label("server", self.server)
+        bounds.number("disks", len(self.disks), most=64)
+
+    @property
+    def must_run(self) -> bool:
+        """Whether it is moved with its guest running while its disks are copied, or not at all."""
+        return self.live or (self.manner is Manner.WARM and self.was_running)
+
+
+@dataclass(frozen=True)
+class Foresight:
+    """The agent's answer to Foresee: the way, why it is not a better one, and the bytes that the disks occupy."""
+
+    way: Way
+    reason: str
+    allocated: int
+
+    def __post_init__(self) -> None:
+        bounds.text("reason", self.reason, most=bounds.LONGEST_TEXT)
+        bounds.number("allocated", self.allocated, most=bounds.MOST_BYTES)
+
+
 @dataclass(frozen=True)
 class ReadConsole:
     """Api to agent (call): the last `lines` lines of a server's serial console (None: all that is kept)."""
@@ -243,6 +288,6 @@ class Console:
 
 MESSAGES = (
     Order, Ask, StepReport, Heartbeat, Welcome, Lease, Progress, Changed, Wake, SelectTargets, Targets, ReadConsole,
-    Console, Inspect, Inspection,
+    Console, Inspect, Inspection, Foresee, Foresight,
 )  # fmt: skip
 """All that may cross the bus."""

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from whimbrel.domain.migration import Where
 from whimbrel.domain.server import PowerState
-from whimbrel.migration.messages import Facts, Order
+from whimbrel.migration.messages import Facts, Foresee, Foresight, Order
 
 
 class Control(Protocol):
@@ -123,6 +123,9 @@ class Disks(Protocol):
 
     def is_prepared(self, order: Order) -> bool:
         """Return whether the incoming directory of this attempt is whole."""
+
+    def foresee(self, question: Foresee) -> Foresight:
+        """Say how a server would be moved that lives here, and change nothing."""
 
     def precopy(self, order: Order, control: Control) -> Facts:
         """Copy the disks while the guest runs, in rounds; what is left is sent by `push`.

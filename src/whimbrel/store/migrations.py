@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, Update, bindparam
 
 from whimbrel.domain.errors import Conflict, Invalid, NotFound
 from whimbrel.domain.migration import Kind, Outcome, Verdict
-from whimbrel.domain.server import PowerAction, PowerState
+from whimbrel.domain.server import Manner, PowerAction, PowerState
 from whimbrel.migration import protocols
 from whimbrel.migration.messages import Wake
 from whimbrel.migration.protocols import Protocol
@@ -45,11 +45,12 @@ def begin(
     forced_host: str | None = None,
     action: PowerAction | None = None,
     was_running: bool | None = None,
+    manner: Manner | None = None,
 ) -> Begun:
     """Open a migration of this server; raise NotFound, or Conflict when another one is open.
 
     `new_flavor` is the snapshot that the server will keep of the flavor that it is resized to; `was_running` says
-    whether the guest is to run afterwards, as it does now if that is not said.
+    whether the guest is to run afterwards, as it does now if that is not said; without a `manner` its host decides.
     """
     server = _server(tx, server_id)
     if server.doubted_at is not None:
@@ -73,7 +74,7 @@ def begin(
             project_id=project_id,
             user_id=user_id,
             request_id=request_id,
-            segments=[_segment(protocol, request_id)],
+            segments=[_segment(protocol, request_id) | ({"manner": manner} if manner else {})],
             source=server.host if moves else None,
             target=None if moves else server.host,
             forced_host=forced_host,

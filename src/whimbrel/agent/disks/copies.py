@@ -7,6 +7,7 @@ but time: the target says what it holds, and what differs is sent.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Protocol
@@ -20,15 +21,13 @@ from whimbrel.agent.disks.mapping import Clusters, Unreadable, read_bitmaps, ref
 from whimbrel.agent.disks.precopy import PreCopy, clusters_of
 from whimbrel.agent.disks.send import Copy, Outgoing
 from whimbrel.domain.errors import CannotTell, StepError
-from whimbrel.domain.server import Disk, DiskRole
-from whimbrel.migration.messages import Facts, Order
+from whimbrel.domain.server import MOVE, Disk, DiskRole, Manner
+from whimbrel.migration.messages import Facts, Foresee, Foresight, Order, Way
 from whimbrel.migration.ports import Control
 
-CHOICE = "whimbrel:move"
-"""In a server's metadata, how it is moved: `cold` stops the guest before anything is copied, `warm` copies its disks
-while it runs or does not move it, `auto` does what can be done."""
-
-CHOICES = ("auto", "cold", "warm")
+SHARED = "The storage is shared, so nothing is copied."
+STAT_BLOCK = 512
+"""Bytes that a block of `stat` stands for, whatever the filesystem's are (stat(3type))."""
 
 CARRYING = ".console-"
 
@@ -51,24 +50,33 @@ class Log(Protocol):
 class Copies:
     """One copy per server and attempt."""
 
-    def __init__(self, channels: SshChannels, log: Log | None, choice: str = "auto") -> None:
+    def __init__(self, channels: SshChannels, log: Log | None, manner: str = Manner.AUTO) -> None:
         self._channels = channels
-        self._choice = choice
+        self._manner = Manner(manner)
         self._log = log
         self._under_way: dict[tuple[str, str], PreCopy] = {}
         self._last_written: dict[tuple[str, str], dict[str, Clusters | None]] = {}
+
+    def foresee(self, question: Foresee, home: Path) -> Foresight:
+        """Say how the server whose files are in `home` would be moved."""
+        paths = [home / disk.name for disk in question.disks if is_carried(disk)]
+        with in_words("look at", home):
+            allocated = sum(path.stat().st_blocks * STAT_BLOCK for path in paths)
+        reason = self._why_not_running(question, home)
+        if reason is None:
+            return Foresight(Way.LIVE if question.live else Way.WARM, "", allocated)
+        if question.must_run:
+            return Foresight(Way.NONE, reason if question.live else _not_warm(question, reason), allocated)
+        return Foresight(Way.COLD, reason, allocated)
 
     def begin(self, order: Order, control: Control) -> Facts:
         """Copy the disks while the guest runs, in rounds; what is left is sent by `finish`.
 
         The facts say `skipped`, and why, where the guest or its disks cannot be copied so; StepError if they must be.
         """
-        choice = order.work.old.metadata.get(CHOICE, self._choice)
-        if choice not in CHOICES:
-            raise StepError(
-                f"Server {order.server} has {CHOICE}={choice!r:.40} in its metadata; it is one of {', '.join(CHOICES)}."
-            )
-        reason = self._why_not_running(order, choice)
+        question = _question(order)
+        shared = bool(order.results.get("open_channel", {}).get("shared"))
+        reason = SHARED if shared else self._why_not_running(question, self._channels.home(order))
         if reason is None and self._log is not None:
             self.give_up(order, control)
             try:
@@ -77,8 +85,8 @@ class Copies:
                 raise
             except StepError as error:
                 reason = str(error)
-        if reason is not None and choice == "warm" and order.work.was_running and order.protocol != "live":
-            raise StepError(f"Server {order.server} is to be moved warm, and cannot be. {reason} Set {CHOICE}=auto.")
+        if reason is not None and question.must_run and not question.live:
+            raise StepError(_not_warm(question, reason))
         if reason is not None:
             return {"skipped": reason}
         self._channels.take_slot(order, control)
@@ -116,19 +124,17 @@ class Copies:
         """Send what the target does not hold, until it has read all of it back from its disk."""
         move = self._under_way.pop((order.server, order.attempt), None)
         written = self._last_written.pop((order.server, order.attempt), {})
-        session = self._channels.session(order, control)
         with in_words("read", paths[0].parent):
             known = {name: found for name, found in written.items() if found is not None}
-            if move is not None and move.copy.session is not session:  # the channel was lost
-                move.close()
-                move = None
             copy = move.copy if move is not None else self._begin_copy(order, paths, control)
-            if move is not None and set(known) == set(_qcow2_disks(order)):
-                parts = move.left(known)
-            else:  # the log was lost: what the target holds is compared with all that is here
-                parts = {file: file.everything() for file in copy.files}
             try:
-                return _send_rest(copy, parts, paths[0].parent, control)
+                if move is not None and set(known) == set(_qcow2_disks(order)):
+                    parts = move.left(known)
+                else:  # the log was lost: what the target holds is compared with all that is here
+                    parts = {file: file.everything() for file in copy.files}
+                before = copy.sent
+                facts = copy.lasting(lambda: _last_round(copy, parts, paths[0].parent, control), control)
+                return {"bytes": copy.sent - before, **facts}
             finally:
                 copy.close()
 
@@ -144,7 +150,9 @@ class Copies:
             self._log.end(order.server)
         del self._under_way[order.server, order.attempt]
         try:
-            return _send_rest(move.copy, move.left(written), self._channels.home(order), control)
+            before = move.copy.sent
+            facts = _last_round(move.copy, move.left(written), self._channels.home(order), control)
+            return {"bytes": move.copy.sent - before, **facts}
         finally:
             move.close()
 
@@ -155,7 +163,7 @@ class Copies:
         return move
 
     def _begin_copy(self, order: Order, paths: list[Path], control: Control) -> Copy:
-        copy = Copy([Outgoing(path) for path in paths], self._channels.session(order, control))
+        copy = Copy([Outgoing(path) for path in paths], lambda control: self._channels.session(order, control))
         try:
             copy.begin(control)
         except BaseException:
@@ -167,19 +175,16 @@ class Copies:
         assert self._log is not None
         return self._log.cut(order.server)
 
-    def _why_not_running(self, order: Order, choice: str) -> str | None:
+    def _why_not_running(self, question: Foresee, home: Path) -> str | None:
         """Say why the disks are to be copied after the stop; None when they can be copied while the guest runs."""
-        if not order.work.was_running:
+        if not question.was_running:
             return "The guest is off."
-        if choice == "cold" and order.protocol != "live":
-            where = "The server's metadata say" if CHOICE in order.work.old.metadata else "This host's settings say"
-            return f"{where} {CHOICE}=cold."
-        if order.results.get("open_channel", {}).get("shared"):
-            return "The storage is shared, so nothing is copied."
+        if (question.manner or self._manner) is Manner.COLD and not question.live:
+            where = "The request or the server's metadata say" if question.manner else "This host's settings say"
+            return f"{where} {MOVE}=cold."
         if self._log is None:
             return "This host keeps no log of what guests write."
-        home = self._channels.home(order)
-        for disk in order.work.old.disks:
+        for disk in question.disks:
             if not is_carried(disk):
                 continue
             if disk.format != "qcow2":
@@ -191,31 +196,41 @@ class Copies:
         return None
 
 
-def _send_rest(copy: Copy, parts: dict[Outgoing, list[Range]], home: Path, control: Control) -> Facts:
-    """Send the last parts of the disks and the end of the console, until all of it was read back at the target."""
-    before = copy.sent
-    told = _add_console(copy, parts, home, control)
-    copy.send(parts, control)
+def _last_round(copy: Copy, parts: Mapping[Outgoing, Iterable[Range]], home: Path, control: Control) -> Facts:
+    """Send the rest of the disks and the end of the console, until all of it was read back at the target."""
+    beside, told = _console(copy, home, control)
+    copy.send({**parts, **beside}, control)
     mended = copy.settle(control)
     held = sum(file.allocated for file in copy.files)
-    return {"bytes": copy.sent - before, "mended": mended, "allocated": held, **told, "disks": copy.finish(control)}
+    return {"mended": mended, "allocated": held, **told, "disks": copy.finish(control)}
 
 
-def _add_console(copy: Copy, parts: dict[Outgoing, list[Range]], home: Path, control: Control) -> Facts:
+def _console(copy: Copy, home: Path, control: Control) -> tuple[dict[Outgoing, list[Range]], Facts]:
     """Take the end of the console along, in a file of its own; one that cannot be read is noted and left behind."""
+    for file in copy.files:
+        if file.name == EARLIER:  # over a channel that was lost since
+            return {file: file.everything()}, {}
     if EARLIER not in copy.receives:
-        return {"console": "The target's release does not take it."}
+        return {}, {"console": "The target's release does not take it."}
     try:
         with TemporaryDirectory(prefix=CARRYING, dir=home) as name:
             Path(name, EARLIER).write_bytes(console.tail(home))
             file = Outgoing(Path(name, EARLIER))  # it is read through its descriptor
     except FileNotFoundError:
-        return {}
+        return {}, {}
     except OSError as error:
-        return {"console": f"It stays on its host: {error}."}
+        return {}, {"console": f"It stays on its host: {error}."}
     copy.add(file, control)
-    parts[file] = file.everything()
-    return {}
+    return {file: file.everything()}, {}
+
+
+def _question(order: Order) -> Foresee:
+    work = order.work
+    return Foresee(order.server, order.protocol == "live", work.manner, work.was_running, tuple(work.old.disks))
+
+
+def _not_warm(question: Foresee, reason: str) -> str:
+    return f"Server {question.server} is to be moved warm, and cannot be. {reason} Ask for {MOVE}=auto."
 
 
 def is_carried(disk: Disk) -> bool:

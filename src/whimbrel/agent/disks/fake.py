@@ -27,7 +27,7 @@ from whimbrel.agent.disks.channel import UNUSED, CopySlots, places
 from whimbrel.agent.disks.frames import EARLIER
 from whimbrel.domain.errors import StepError
 from whimbrel.domain.server import Disk, DiskRole
-from whimbrel.migration.messages import Facts, Order
+from whimbrel.migration.messages import Facts, Foresee, Foresight, Order, Way
 from whimbrel.migration.ports import Control
 from whimbrel.ops import clock
 from whimbrel.ops.settings import Agent
@@ -132,6 +132,15 @@ class FakeDisks:
     def is_prepared(self, order: Order) -> bool:
         """Return whether the incoming directory of this attempt is whole."""
         return read_manifest(self._directories.incoming(order.server, order.attempt)) is not None
+
+    def foresee(self, question: Foresee) -> Foresight:
+        """Say how a server would be moved that lives here, and change nothing."""
+        home = self._directories.live(question.server)
+        with in_words("look at", home):
+            held = sum((home / disk.name).stat().st_size for disk in question.disks if disk.role is not DiskRole.SWAP)
+        if question.was_running:
+            return Foresight(Way.LIVE if question.live else Way.WARM, "", held)
+        return Foresight(Way.NONE if question.must_run else Way.COLD, "The guest is off.", held)
 
     def precopy(self, order: Order, control: Control) -> Facts:
         """Let what the disks hold now cross already; `push` sends them once more, as they are then."""

@@ -68,9 +68,18 @@ class PreCopy:
 
     def _round(self, parts: Mapping[Outgoing, list[Range]], control: Control) -> dict[str, Any]:
         began = clock.monotonic()
-        sent = self.copy.send(parts, control)
-        mended = self.copy.settle(control)
-        return {"bytes": sent, "mended": mended, "seconds": round(max(0.001, clock.monotonic() - began), 3)}
+        before = self.copy.sent
+
+        def cross() -> int:
+            self.copy.send(parts, control)
+            return self.copy.settle(control)
+
+        mended = self.copy.lasting(cross, control)
+        return {
+            "bytes": self.copy.sent - before,
+            "mended": mended,
+            "seconds": round(max(0.001, clock.monotonic() - began), 3),
+        }
 
 
 class Rounds:

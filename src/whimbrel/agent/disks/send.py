@@ -10,27 +10,36 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from whimbrel.agent.disks.extents import blocks, open_disk, read_block, survey, whole_granules
 from whimbrel.agent.disks.frames import BLOCK, GRANULE, Range
-from whimbrel.agent.disks.session import TURN, Session
+from whimbrel.agent.disks.session import TURN, ChannelLost, Session
 from whimbrel.agent.disks.table import NOTHING, WIDTH, Table, digest_of
-from whimbrel.domain.errors import StepError
+from whimbrel.domain.errors import StepError, TimedOut
 from whimbrel.migration.ports import Control
 
 BUFFERS = 8
 """Blocks read ahead of the channel."""
+
+RECONNECTS = 4
+"""How often in a row a lost channel is replaced without a byte having crossed in between."""
+
+RECONNECT_AFTER = 1.0
+"""Seconds before a lost channel is replaced."""
 
 UNKNOWN = b"\xff" * len(NOTHING)
 """In place of the digest of a granule of which nobody knows how the target holds it."""
 
 MENDS = 3
 """How often what arrived otherwise is sent again, before the target's disk is given up."""
+
+
+Result = TypeVar("Result")
 
 
 class Outgoing:
@@ -139,15 +148,25 @@ class Reader:
 
 
 class Copy:
-    """Files on their way over one channel, in as many rounds as are wanted. `begin` comes first, `finish` last."""
+    """Files on their way, in as many rounds as are wanted. `begin` comes first, `finish` last.
 
-    def __init__(self, files: list[Outgoing], session: Session) -> None:
+    `connect` returns the channel that is open, or another one when that was lost.
+    """
+
+    def __init__(self, files: list[Outgoing], connect: Callable[[Control], Session]) -> None:
         self.files = files
-        self.session = session
+        self._connect = connect
+        self._session: Session | None = None
         self.sent = 0
         """Bytes of DATA so far."""
         self.receives: frozenset[str] = frozenset()
         """The names that the target takes; one of an older release takes fewer."""
+
+    @property
+    def session(self) -> Session:
+        """Return the channel that the copy goes over."""
+        assert self._session is not None, "the copy was not begun"
+        return self._session
 
     def close(self) -> None:
         """Let go of the files."""
@@ -156,6 +175,32 @@ class Copy:
 
     def begin(self, control: Control) -> None:
         """Begin the conversation, and learn what the target holds from an earlier one."""
+        self.lasting(lambda: None, control)
+
+    def lasting(self, work: Callable[[], Result], control: Control) -> Result:
+        """Do the work, and again over another channel each time that one is lost, until none can be had.
+
+        What the target says that it holds counts then, not what was sent: only the rest crosses.
+        """
+        lost, sent = 0, -1
+        while True:
+            try:
+                session = self._connect(control)
+                if session is not self._session:
+                    self._session = session
+                    self._introduce(control)
+                return work()
+            except ChannelLost as error:
+                lost = 1 if self.sent > sent else lost + 1
+                if lost > RECONNECTS:
+                    raise
+                sent = self.sent
+                try:
+                    control.wait(RECONNECT_AFTER)
+                except TimedOut:
+                    raise error from None  # what was lost, and why, says more
+
+    def _introduce(self, control: Control) -> None:
         self.session.tell({"begin": True}, control)
         receives = self.session.hear("begun", control).get("receives")
         self.receives = frozenset(map(str, receives)) if isinstance(receives, list) else frozenset()

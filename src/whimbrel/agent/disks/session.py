@@ -37,6 +37,10 @@ COMPLAINTS_LIMIT = 8192
 PIPE_BYTES = 1 << 20
 
 
+class ChannelLost(StepError):
+    """The channel has ended without a word of the target's that says why; another one may be opened."""
+
+
 class Children(Protocol):
     """Who writes down the processes that must not outlive the agent unseen."""
 
@@ -203,7 +207,7 @@ class Session:
     def _fail(self) -> NoReturn:
         """The child has closed its output: say why, in its own last words."""
         self._listener.join(LAST_WORDS)
-        raise StepError(explain(self._complaints.decode(errors="replace"), self._source, self._target))
+        raise ChannelLost(explain(self._complaints.decode(errors="replace"), self._source, self._target))
 
     def _listen(self, errors: Any) -> None:
         """Keep the last words of the child, bounded."""

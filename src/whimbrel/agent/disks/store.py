@@ -29,7 +29,7 @@ from whimbrel.agent.disks.frames import CACHE, EARLIER, RECEIVED
 from whimbrel.agent.disks.incoming import Incoming, declared, seen
 from whimbrel.domain.errors import StepError
 from whimbrel.domain.server import Disk, DiskRole, Image
-from whimbrel.migration.messages import Facts, Order, Work
+from whimbrel.migration.messages import Facts, Foresee, Foresight, Order, Work
 from whimbrel.migration.ports import Control
 from whimbrel.ops import clock
 from whimbrel.ops.settings import Agent
@@ -92,6 +92,10 @@ class HostDisks:
     def is_prepared(self, order: Order) -> bool:
         """Return whether the incoming directory of this attempt is whole."""
         return read_manifest(self._directories.incoming(order.server, order.attempt)) is not None
+
+    def foresee(self, question: Foresee) -> Foresight:
+        """Say how a server would be moved that lives here, and change nothing."""
+        return self._copies.foresee(question, self._directories.live(question.server))
 
     def precopy(self, order: Order, control: Control) -> Facts:
         """Copy the disks while the guest runs, in rounds; what is left is sent by `push`.

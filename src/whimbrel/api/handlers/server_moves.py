@@ -13,6 +13,7 @@ from whimbrel.api.handlers.server_create import is_true
 from whimbrel.api.views import state
 from whimbrel.domain.errors import Conflict, Invalid, NotFound
 from whimbrel.domain.migration import Kind, Verdict
+from whimbrel.domain.server import MOVE, Manner
 from whimbrel.identity import policy
 from whimbrel.migration import protocols
 from whimbrel.migration.protocols import Protocol
@@ -20,20 +21,22 @@ from whimbrel.store import actions, flavors, hosts_view, migrations, servers
 from whimbrel.store.migrations import Begun
 from whimbrel.store.servers import Situation
 
+Json = dict[str, Any]
+
 
 async def migrate(call: Call) -> Reply:
     """Begin a cold migration, to the host that an administrator named or to one that the scheduler finds."""
-    return await _begin(call, _migrate)
+    return await _begin(call, begin_migration)
 
 
 async def migrate_live(call: Call) -> Reply:
     """Begin a live migration; disks cross with the memory, whatever `block_migration` says of them."""
-    return await _begin(call, _migrate_live)
+    return await _begin(call, begin_live_migration)
 
 
 async def resize(call: Call) -> Reply:
     """Begin a resize: a cold migration into another flavor."""
-    return await _begin(call, _resize)
+    return await _begin(call, begin_resize)
 
 
 async def confirm(call: Call) -> Reply:
@@ -53,16 +56,19 @@ async def _begin(call: Call, change: Any) -> Reply:
     return Reply(202)
 
 
-def _migrate(tx: Connection, call: Call) -> Begun:
+def begin_migration(tx: Connection, call: Call) -> Begun:
+    """Begin a cold migration in this transaction."""
     situation = _movable(tx, call, "migrate")
     server = situation.server
-    wanted = (call.body["migrate"] or {}).get("host") if call.version >= (2, 56) else None
+    given = (call.body["migrate"] or {}) if call.version >= (2, 56) else {}
+    wanted = given.get("host")
     _check_target(tx, call, server, wanted, "os_compute_api:os-migrate-server:migrate:host")
     source_is_up(tx, call, server)
-    return _move(tx, call, server, (Kind.MIGRATION, protocols.COLD, "migrate"), forced_host=wanted)
+    return _move(tx, call, server, (Kind.MIGRATION, protocols.COLD, "migrate"), given, forced_host=wanted)
 
 
-def _migrate_live(tx: Connection, call: Call) -> Begun:
+def begin_live_migration(tx: Connection, call: Call) -> Begun:
+    """Begin a live migration in this transaction."""
     situation = finding.unlocked(tx, call)
     require(situation, "os-migrateLive", ("active",))
     server, given = situation.server, call.body["os-migrateLive"]
@@ -71,7 +77,7 @@ def _migrate_live(tx: Connection, call: Call) -> Begun:
         raise Invalid("Can't force to a non-provided destination")
     _check_target(tx, call, server, wanted, "os_compute_api:os-migrate-server:migrate_live:host")
     source_is_up(tx, call, server)
-    return _move(tx, call, server, (Kind.LIVE, protocols.LIVE, "live-migration"), forced_host=wanted)
+    return _move(tx, call, server, (Kind.LIVE, protocols.LIVE, "live-migration"), {}, forced_host=wanted)
 
 
 def _check_target(tx: Connection, call: Call, server: Row[Any], wanted: str | None, rule: str) -> None:
@@ -85,7 +91,8 @@ def _check_target(tx: Connection, call: Call, server: Row[Any], wanted: str | No
         raise Invalid("Cannot migrate to the host where the server exists.")
 
 
-def _resize(tx: Connection, call: Call) -> Begun:
+def begin_resize(tx: Connection, call: Call) -> Begun:
+    """Begin a resize in this transaction."""
     situation = _movable(tx, call, "resize")
     server = situation.server
     given = call.body["resize"]
@@ -93,10 +100,13 @@ def _resize(tx: Connection, call: Call) -> Begun:
     source_is_up(tx, call, server)
     if "OS-DCF:diskConfig" in given:
         servers.change(tx, server.id, disk_config=given["OS-DCF:diskConfig"])
-    return _move(tx, call, server, (Kind.RESIZE, protocols.RESIZE, "resize"), new_flavor=flavors.snapshot(flavor))
+    what = (Kind.RESIZE, protocols.RESIZE, "resize")
+    return _move(tx, call, server, what, given, new_flavor=flavors.snapshot(flavor))
 
 
-def _move(tx: Connection, call: Call, server: Row[Any], what: tuple[Kind, Protocol, str], **options: Any) -> Begun:
+def _move(
+    tx: Connection, call: Call, server: Row[Any], what: tuple[Kind, Protocol, str], given: Json, **options: Any
+) -> Begun:
     kind, protocol, action = what
     who = finding.asked(call)
     begun = migrations.begin(
@@ -107,10 +117,24 @@ def _move(tx: Connection, call: Call, server: Row[Any], what: tuple[Kind, Protoc
         request_id=who.request_id,
         user_id=who.user_id,
         project_id=server.project_id,
+        manner=_manner(server, given),
         **options,
     )
     actions.record(tx, server.id, action, who, migration_id=begun.migration_id, segment=begun.segment)
     return begun
+
+
+def _manner(server: Row[Any], given: Json) -> Manner | None:
+    """Return what the request says, or else the server's metadata; Invalid when those say nothing that there is."""
+    said = given.get(MOVE) or server.metadata.get(MOVE)
+    if said is None:
+        return None
+    try:
+        return Manner(said)
+    except ValueError:
+        raise Invalid(
+            f"Instance {server.id} has {MOVE}={said!r:.40} in its metadata; set it to one of {', '.join(Manner)}."
+        ) from None
 
 
 def _new_flavor(tx: Connection, call: Call, server: Row[Any], wanted: str) -> Row[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from whimbrel.api.call import Schema, Version
+from whimbrel.domain.server import MOVE, Manner
 
 Json = dict[str, Any]
 
@@ -137,9 +138,10 @@ def action(name: str, value: Json, since: Version = (2, 1)) -> tuple[Schema, ...
 
 
 _HOST: Json = {"anyOf": [{"type": "string", "minLength": 1, "maxLength": 255}, {"type": "null"}]}
+_MANNER: Json = {MOVE: {"enum": list(Manner)}}
 MIGRATE = (
     *action("migrate", {}),
-    *action("migrate", {"anyOf": [{"type": "null"}, strict({"host": _HOST})]}, (2, 56)),
+    *action("migrate", {"anyOf": [{"type": "null"}, strict({"host": _HOST, **_MANNER})]}, (2, 56)),
 )
 _BLOCK: Json = {"block_migration": BOOLEAN}
 _BLOCK_OR_AUTO: Json = {"block_migration": {"enum": [*BOOLEAN["enum"], "auto"]}}
@@ -164,7 +166,7 @@ EVACUATE = (
     *action("evacuate", strict({**_PLACE, "force": BOOLEAN}), (2, 29)),
     *action("evacuate", strict(_PLACE), (2, 68)),
 )
-RESIZE = action("resize", strict({"flavorRef": FLAVOR_REF, "OS-DCF:diskConfig": DISK_CONFIG}, "flavorRef"))
+RESIZE = action("resize", strict({"flavorRef": FLAVOR_REF, "OS-DCF:diskConfig": DISK_CONFIG, **_MANNER}, "flavorRef"))
 REBOOT = action("reboot", strict({"type": {"enum": ["HARD", "Hard", "hard", "SOFT", "Soft", "soft"]}}, "type"))
 RESET_STATE = action("os-resetState", strict({"state": {"enum": ["active", "error"]}}, "state"))
 LOCK = (

@@ -11,7 +11,7 @@ from sqlalchemy import Row
 from whimbrel.api.views.state import migration_status
 from whimbrel.domain.migration import Mark
 from whimbrel.migration import protocols
-from whimbrel.migration.messages import Progress
+from whimbrel.migration.messages import Foresight, Progress, Targets, Way
 from whimbrel.migration.protocols import Step
 from whimbrel.ops import clock
 from whimbrel.store.moves import Story
@@ -70,17 +70,40 @@ def migration(story: Story, progress: Progress | None, reader: Reader) -> dict[s
         "updated_at": _time(row.updated_at),
         "finished_at": _time(row.finished_at),
         "targets": [{"host": reader.host(each["host"]), "weight": each["weight"]} for each in row.targets or ()],
-        "refusals": [
-            {
-                "host": reader.host(each["host"]),
-                "filter": each["filter"],
-                "reason": reader.text(each["reason"], [each["host"]]),
-            }
-            for each in row.refusals
-        ],
+        "refusals": [_refusal(each["host"], each["filter"], each["reason"], reader) for each in row.refusals],
         "segments": [_segment(story, number, names, reader) for number in range(len(row.segments))],
         "progress": progress_of(progress, reader) if progress is not None and row.open else None,
     }
+
+
+def plan(
+    row: Row[Any], table: protocols.Protocol, targets: Targets, foresight: Foresight, reader: Reader
+) -> dict[str, Any]:
+    """Return what a move would be: in which way and why, where to, and step by step."""
+    return {
+        "server_id": row.server_id,
+        "kind": row.kind,
+        "source": reader.host(row.source),
+        "was_running": row.was_running,
+        "old_flavor": row.old_flavor["name"],
+        "new_flavor": row.new_flavor["name"],
+        "way": foresight.way,
+        "reason": reader.text(foresight.reason or None, [row.source]),
+        "allocated_bytes": foresight.allocated,
+        "possible": bool(targets.hosts) and foresight.way is not Way.NONE,
+        "targets": [
+            {"host": reader.host(host), "weight": weight}
+            for host, weight in zip(targets.hosts, targets.weights, strict=True)
+        ],
+        "refusals": [_refusal(each.host, each.filter, each.reason, reader) for each in targets.refusals],
+        "protocol": table.name,
+        "version": table.version,
+        "steps": [{"step": step.name, "where": step.where, "why": step.why} for step in table.steps],
+    }
+
+
+def _refusal(host: str, rule: str, reason: str, reader: Reader) -> dict[str, Any]:
+    return {"host": reader.host(host), "filter": rule, "reason": reader.text(reason, [host])}
 
 
 def progress_of(progress: Progress, reader: Reader) -> dict[str, Any]:
