@@ -23,7 +23,8 @@ from tests.unit.test_images import qcow2
 from whimbrel.agent.directories import MANIFEST, read_manifest
 from whimbrel.agent.disks.checks import refuse_disk, refuse_image
 from whimbrel.agent.disks.configdrive import meta_data, network_data
-from whimbrel.agent.disks.frames import BLOCK, DATA, HEADER, HOLDER, MESSAGE, MESSAGE_LIMIT, VERSION
+from whimbrel.agent.disks.frames import BLOCK, DATA, HEADER, MESSAGE, MESSAGE_LIMIT, VERSION
+from whimbrel.agent.disks.holder import HOLDER
 from whimbrel.agent.disks.receive import Inlet, Receiver
 from whimbrel.agent.guests import xml
 from whimbrel.cli import bootstrap, login

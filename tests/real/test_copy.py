@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -18,10 +19,12 @@ from threading import Event
 import pytest
 
 from tests.pair import ATTEMPT, DISKS, GUEST, MIB, UUID, Pair, eventually, free_port, patience
+from whimbrel.agent import console
 from whimbrel.agent.control import StepControl
-from whimbrel.agent.directories import write_manifest
+from whimbrel.agent.directories import read_manifest, write_manifest
+from whimbrel.agent.disks.copies import CARRYING
 from whimbrel.agent.disks.extents import allocated, write_zeros
-from whimbrel.agent.disks.frames import GRANULE, Range
+from whimbrel.agent.disks.frames import EARLIER, GRANULE, MOST_CONSOLE, Range
 from whimbrel.agent.disks.mapping import read_bitmaps
 from whimbrel.agent.disks.store import HostDisks
 from whimbrel.domain.errors import Cancelled, StepError, TimedOut
@@ -112,6 +115,7 @@ def test_a_file_that_is_cut_or_gone_is_found_and_named(pair: Pair, name: str) ->
 
 def test_a_copy_whose_receiver_is_killed_goes_on_by_itself_from_where_it_was(pair: Pair) -> None:
     pair.make_server(100)
+    (pair.source.names.live(UUID) / "console.log").write_text("boot 1\n")
     killed = []
 
     def kill() -> None:
@@ -121,6 +125,7 @@ def test_a_copy_whose_receiver_is_killed_goes_on_by_itself_from_where_it_was(pai
     pushed = pair.push(pair.open(), copying(pair, kill, 60 * MIB))
     assert killed and 100 * MIB <= pushed["bytes"] < 140 * MIB
     pair.verify(pushed)
+    assert pair.received(EARLIER).read_text() == "boot 1\n"
     assert filecmp.cmp(pair.received("disk-0"), pair.source.names.sealed(UUID, ATTEMPT) / "disk-0", shallow=False)
 
 
@@ -198,6 +203,86 @@ def test_a_cancelled_copy_ends_at_once(pair: Pair) -> None:
         pair.push(opened, control)
 
 
+def said(pair: Pair, home: Path) -> str:
+    """Return what the API would show of the console in a directory, once the server is there."""
+    assert console.read(home.parent, "no-such-server", None) == ""
+    return console.read(home.parent, home.name, None)
+
+
+def test_the_end_of_the_console_travels_hashed_and_shows_the_earlier_boots(pair: Pair) -> None:
+    pair.make_server(1)
+    live = pair.source.names.live(UUID)
+    (live / EARLIER).write_text("boot 1 on h0\n")
+    (live / "console.log").write_text("boot 2 on h1\n")
+    pushed = pair.push(pair.open())
+    assert pushed["disks"][EARLIER]["size"] == 26 and "console" not in pushed
+    arrived = pair.received(EARLIER)
+    arrived.write_text("boot 9 on h1\nboot 2 on h1\n")
+    with pytest.raises(StepError, match=f"{re.escape(EARLIER)} .* differs on h2"):
+        pair.verify(pushed)
+    pushed = pair.push({})
+    pair.verify(pushed)
+    (arrived.parent / "console.log").write_text("boot 3 on h2\n")
+    assert said(pair, arrived.parent) == "boot 1 on h0\nboot 2 on h1\nboot 3 on h2\n"
+    sealed = pair.source.names.sealed(UUID, ATTEMPT)
+    assert said(pair, sealed) == "boot 1 on h0\nboot 2 on h1\n", "a revert finds it as it was"
+    assert not list(sealed.glob(f"{CARRYING}*"))
+
+
+def test_a_console_is_carried_up_to_its_bound_whatever_the_guest_wrote(pair: Pair) -> None:
+    pair.make_server(1)
+    content = os.urandom(MOST_CONSOLE + 70_001)
+    (pair.source.names.live(UUID) / EARLIER).write_bytes(b"long ago")
+    (pair.source.names.live(UUID) / "console.log").write_bytes(content)
+    pair.verify(pair.push(pair.open()))
+    assert pair.received(EARLIER).read_bytes() == content[-MOST_CONSOLE:]
+
+
+def test_a_console_that_cannot_be_read_is_noted_and_holds_no_move_up(pair: Pair) -> None:
+    pair.make_server(1)
+    (pair.source.names.live(UUID) / "console.log").symlink_to("/etc/shadow")
+    pushed = pair.push(pair.open())
+    assert "stays on its host" in pushed["console"]
+    pair.verify(pushed)
+    assert not pair.received(EARLIER).exists()
+
+
+def test_a_target_that_takes_no_console_gets_the_disks(pair: Pair) -> None:
+    """One of an older release: its order did not declare the file."""
+    pair.make_server(1)
+    (pair.source.names.live(UUID) / "console.log").write_text("boot 1\n")
+    opened = pair.open()
+    incoming = pair.received("disk-0").parent
+    manifest = read_manifest(incoming)
+    assert manifest is not None
+    del manifest["receives"][EARLIER]
+    write_manifest(incoming, manifest)
+    pushed = pair.push(opened)
+    assert "does not take it" in pushed["console"] and set(pushed["disks"]) == {"disk-0", "config.iso"}
+    pair.verify(pushed)
+
+
+@pytest.mark.parametrize("gone", ["the server", "the attempt"])
+def test_nothing_is_written_any_more_into_what_was_removed(pair: Pair, gone: str) -> None:
+    """CVE-2015-3280, CVE-2015-3241: a copy into files without a name would fill the host, and nobody would see it."""
+    pair.make_server(100)
+    opened = pair.open()
+    writes: list[Path] = []
+
+    def remove() -> None:
+        eventually(lambda: allocated(pair.received("disk-0")) > 4 * MIB)
+        writes.append(Path(f"/proc/{receiver(pair)}/fd"))
+        if gone == "the server":
+            pair.target.names.remove_all(UUID)
+        else:
+            pair.target.names.discard(UUID, ATTEMPT)
+        eventually(lambda: not writes[0].exists(), 2)
+
+    with pytest.raises(StepError, match="not prepared for attempt"):
+        pair.push(opened, copying(pair, remove, 10 * MIB))
+    assert writes and not list((pair.directory / "h2").iterdir())
+
+
 def test_a_target_without_room_is_refused_before_the_guest_is_stopped(pair: Pair) -> None:
     pair.make_server(32)
     with small_disk(pair.directory / "h2", 16):
@@ -261,6 +346,7 @@ def test_each_way_that_ssh_refuses_names_both_hosts_and_the_remedy(pair: Pair) -
 
 def test_shared_storage_is_seen_and_then_linked_and_a_resize_takes_a_true_copy(pair: Pair) -> None:
     pair.make_server(4)
+    (pair.source.names.live(UUID) / "console.log").write_text("boot 1\n")
     with mounted(pair.directory / "h2", "--bind", pair.directory / "h1"):
         opened = pair.open()
         assert opened["shared"] is True
@@ -268,6 +354,7 @@ def test_shared_storage_is_seen_and_then_linked_and_a_resize_takes_a_true_copy(p
         assert pushed["bytes"] == 0
         assert pair.received("disk-0").samefile(pair.source.names.sealed(UUID, ATTEMPT) / "disk-0")
         pair.verify(pushed)
+        assert pair.received(EARLIER).read_text() == "boot 1\n"
         resize = replace(pair.order("open_channel"), protocol="resize")
         assert pair.source.channels.open(resize, patience())["shared"] is False
     assert not list((pair.directory / "h1").glob("**/.probe"))
@@ -418,24 +505,116 @@ def test_an_image_that_names_a_file_of_the_host_is_refused(
         made.write_bytes(b"x" * MIB)
         image = serve(made, store, monkeypatch)
         pair.target.disks.prepare(replace(pair.order("prepare", image=image), protocol="build"), patience())
+    kept = [path.name for path in (pair.directory / "h2" / "_base").iterdir()]
+    assert all(name.endswith(".lock") for name in kept), "what was refused is not kept"
 
 
-def test_a_disk_whose_header_names_a_file_of_the_target_is_refused(pair: Pair) -> None:
-    """A source that is not ours any more could write such a header; QEMU would follow it."""
+def test_a_disk_at_the_target_holds_nothing_that_was_there_before(pair: Pair) -> None:
+    """CVE-2013-7130, CVE-2012-5625: neither another server's leavings nor those of the same one shine through holes."""
+    pair.make_server(4)
+    more = Disk(2, DiskRole.EPHEMERAL, "raw", 8)
+    work = {"guest": replace(GUEST, disks=(*DISKS, more))}
+    for home in (pair.target.names.incoming(UUID, "6-1"), pair.target.names.incoming(UUID, ATTEMPT)):
+        home.mkdir()
+        for name in ("disk-0", "disk-1", "disk-2"):
+            (home / name).write_bytes(b"another tenant's" * (16 * MIB // 16))
+    pair.target.disks.prepare(pair.order("prepare", **work), patience())
+    assert pair.received("disk-2").stat().st_size == 8 * MIB and not any(pair.received("disk-2").read_bytes())
+    opened = pair.source.channels.open(pair.order("open_channel", **work), patience())
+    pair.source.names.seal(UUID, ATTEMPT)
+    pair.verify(pair.push(opened))
+    for name in ("disk-0", "disk-1"):
+        assert b"tenant" not in pair.received(name).read_bytes()
+    assert filecmp.cmp(pair.received("disk-0"), pair.source.names.sealed(UUID, ATTEMPT) / "disk-0", shallow=False)
+
+
+SENT: dict[str, tuple[tuple[str, ...], str, str]] = {
+    "data in another file (CVE-2024-32498)": (
+        ("-o", "data_file={dir}/secret,data_file_raw=on"),
+        "4M",
+        "disk-0 keeps its data in another file",
+    ),
+    "a backing file (CVE-2024-40767)": (("-u", "-b", "/etc/shadow", "-F", "raw"), "4M", "stands on '/etc/shadow'"),
+    "a base that it was not declared with": (("-u", "-b", "base-0", "-F", "raw"), "4M", "declares no other file"),
+    "a larger disk than was declared": ((), "5M", "declares 4 MiB"),
+    "a disk of terabytes": ((), "40T", "declares 4 MiB"),
+    "an encrypted disk": (
+        ("--object", "secret,id=s,data=x", "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"),
+        "4M",
+        "is encrypted",
+    ),
+    "another format": (("-f", "vmdk"), "4M", "declared as qcow2 and is not"),
+}
+
+
+@pytest.mark.parametrize("what", SENT)
+@pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
+def test_a_disk_whose_header_names_a_file_of_the_target_is_refused(pair: Pair, what: str, warm: bool) -> None:
+    """A source that is not ours any more may write any header, and QEMU would follow it; in the last delta, too."""
+    options, size, refusal = SENT[what]
     guest = replace(GUEST, disks=(Disk(0, DiskRole.EPHEMERAL, "qcow2", 4),))
     live = pair.source.names.live(UUID)
     live.mkdir()
-    make_qcow2(live / "disk-0", "4M", "-o", f"data_file={pair.directory}/secret,data_file_raw=on")
+    hostile = pair.directory / "hostile"
+    named = [option.format(dir=pair.directory) for option in options]
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *named, hostile, size], check=True)
+    make_qcow2(live / "disk-0", "4M")
     (live / "config.iso").write_bytes(b"x")
     write_manifest(live, {"server": UUID, "attempt": "1-1"})
     work = {"guest": guest, "old": guest}
+    source = HostDisks(pair.settings, pair.source.channels, log=QuietLog() if warm else None)
     pair.target.disks.prepare(pair.order("prepare", **work), patience())
     opened = pair.source.channels.open(pair.order("open_channel", **work), patience())
+    facts = source.precopy(pair.order("precopy", {"open_channel": opened}, **work), patience())
+    assert ("skipped" in facts) is not warm
+    with (live / "disk-0").open("r+b") as disk:  # the same file: that is what is being copied
+        disk.truncate(0)
+        disk.write(hostile.read_bytes())
     pair.source.names.seal(UUID, ATTEMPT)
-    pushed = pair.source.disks.push(pair.order("copy_disks", {"open_channel": opened}, **work), patience())
-    for said in (pushed, {**pushed, "disks": {}}):
-        with pytest.raises(StepError, match="disk-0 keeps its data in another file, an external"):
-            pair.target.disks.verify(pair.order("verify_disks", {"copy_disks": said}, **work), patience())
+    pushed = source.push(pair.order("copy_disks", {"open_channel": opened}, **work), patience())
+    for told in (pushed, {**pushed, "disks": {}}, {**pushed, "shared": True}):
+        with pytest.raises(StepError, match=refusal):
+            pair.target.disks.verify(pair.order("verify_disks", {"copy_disks": told}, **work), patience())
+
+
+class QuietLog:
+    """A guest that writes nothing."""
+
+    def begin(self, server: str) -> None: ...
+
+    def cut(self, server: str) -> dict[str, list[Range]]:
+        return {"disk-0": []}
+
+    def end(self, server: str) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("name", ["/etc/shadow", "../x", "disk-9", "disk-1", "a\0b"])
+def test_what_a_source_says_that_it_sent_is_looked_for_nowhere_else(pair: Pair, name: str) -> None:
+    pair.make_server(1)
+    pushed = pair.push(pair.open())
+    pushed["disks"][name] = {"size": 1, "digest": "x"}
+    for told in (pushed, {**pushed, "shared": True}):
+        with pytest.raises(StepError, match="which was not declared"):
+            pair.verify(told)
+
+
+def test_a_header_that_a_guest_wrote_on_its_raw_disk_moves_and_grows_as_plain_bytes(pair: Pair) -> None:
+    """CVE-2026-24708, CVE-2016-2140: of a raw disk no byte is believed, at neither host."""
+    trap = pair.directory / "trap"
+    named = ("-u", "-b", "/etc/shadow", "-F", "raw")
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *named, trap, "1G"], check=True)
+    pair.make_server(4)
+    with (pair.source.names.live(UUID) / "disk-0").open("r+b") as disk:
+        disk.write(trap.read_bytes())
+    pushed = pair.push(pair.open())
+    pair.verify(pushed)
+    larger = replace(GUEST, disks=(replace(DISKS[0], size_mb=260), DISKS[1]))
+    pair.target.disks.resize(pair.order("resize_disks", guest=larger), patience())
+    arrived = pair.received("disk-0")
+    assert arrived.stat().st_size == 260 * MIB
+    with arrived.open("rb") as file, (pair.source.names.sealed(UUID, ATTEMPT) / "disk-0").open("rb") as sent:
+        assert file.read(256 * MIB) == sent.read() and not any(file.read())
 
 
 def make_qcow2(path: Path, size: str, *options: str) -> Path:
@@ -513,6 +692,7 @@ def test_a_disk_that_is_written_to_meanwhile_arrives_as_it_is_in_the_end(pair: P
     live.mkdir()
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", live / "disk-0", "96M"], check=True)
     (live / "config.iso").write_bytes(os.urandom(70_001))
+    (live / "console.log").write_text("boot 1\n")
     write_manifest(live, {"server": UUID, "attempt": "1-1"})
     log = ScriptedLog(live / "disk-0")
     log.write(8 * MIB, 24 * MIB)
@@ -538,6 +718,7 @@ def test_a_disk_that_is_written_to_meanwhile_arrives_as_it_is_in_the_end(pair: P
     pair.target.disks.verify(pair.order("verify_disks", {"copy_disks": pushed}, **work), patience())
     assert filecmp.cmp(pair.received("disk-0"), pair.source.names.sealed(UUID, ATTEMPT) / "disk-0", shallow=False)
     assert pushed["bytes"] < 8 * MIB, "most of it was there"
+    assert pair.received(EARLIER).read_text() == "boot 1\n"
 
 
 @pytest.mark.parametrize(

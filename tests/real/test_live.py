@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.cloud import Cloud, Server, wait_for
+from tests.cloud import Cloud, Server, boots_of, wait_for
 from tests.real.test_warm import traces
 
 pytestmark = pytest.mark.real
@@ -65,6 +65,44 @@ def test_a_guest_moves_while_it_runs_and_back_again(cloud: Cloud) -> None:
         goes_on(server, target)
         cloud.assert_tidy({server: target})
     verify_at_next_boot(server, "h1")
+
+
+def listening(cloud: Cloud, host: str) -> set[tuple[str, str]]:
+    """Return who listens where on a host."""
+    lines = cloud.lab.host(host).exec(["ss", "-Hltnp"]).stdout.splitlines()
+    return {(line.split()[3], *re.findall(r'users:\(\("([^"]+)"', line)) for line in lines}  # type: ignore[misc]
+
+
+def shown(cloud: Cloud, server: Server) -> str:
+    """Return the console as the API shows it."""
+    return str(cloud.post(f"/servers/{server.id}/action", {"os-getConsoleOutput": {}})["output"])
+
+
+def test_a_live_move_opens_no_port_and_every_move_takes_the_console_along(cloud: Cloud) -> None:
+    """CVE-2017-2637: what listens on a host while memory crosses is the sshd of its channels, as at any time."""
+    server = cloud.create()
+    first = newest(server, "h1")[0]
+    before = {host: listening(cloud, host) for host in ("h1", "h2")}
+    cloud.lab.limit("h2", "40mbit")
+    server.migrate_live()
+    server.at_step("move_memory", "doing")
+    for host in ("h1", "h2"):
+        found = listening(cloud, host)
+        assert found == before[host] and {program for _, program in found} == {"sshd"}, found
+    cloud.lab.limit("h2", None)
+    server.wait("ACTIVE")
+    goes_on(server, "h2")
+    numbers = [int(number) for number, _ in WRITTEN.findall(shown(cloud, server))]
+    assert numbers[0] <= first and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    server.promised = newest(server, "h2")[0]
+    server.migrate("h1")
+    server.wait("VERIFY_RESIZE")
+    server.wait_to_write("h1")
+    assert len(server.boots("h1")) == 1 and len(boots_of(shown(cloud, server))) == 2
+    server.assert_nothing_lost("h1")
+    server.act("confirmResize")
+    server.wait("ACTIVE")
+    cloud.assert_tidy({server: "h1"})
 
 
 def test_a_cancel_while_the_memory_crosses_leaves_the_guest_where_it_runs(cloud: Cloud) -> None:

@@ -127,6 +127,35 @@ async def test_an_image_that_needs_hardware_that_no_host_makes_is_refused(
     assert status == 202 or (all(name in answer.text for name in properties) and "not supported" in answer.text)
 
 
+@pytest.mark.parametrize(
+    ("specs", "status"),
+    [
+        ({"hw:tpm_version": "2.0"}, 400),
+        ({"hw:tpm_secret_security": "host"}, 400),
+        ({"hw:firmware_type": "uefi"}, 400),
+        ({"hw:boot_mode": "uefi"}, 400),
+        ({"hw:mem_encryption": "true"}, 400),
+        ({"os:secure_boot": "required"}, 400),
+        ({"hw:cpu_policy": "shared", "os:secure_boot": "disabled", "hw:mem_encryption": "False"}, 202),
+    ],
+    ids=str,
+)
+async def test_a_flavor_that_needs_hardware_that_no_host_makes_is_refused(
+    cloud: Cloud, specs: dict[str, str], status: int
+) -> None:
+    """In a create and in a resize alike."""
+    furnish(cloud)
+    server = await active(cloud)
+    cloud.services.store.write_now(lambda tx: flavors.change(tx, "2", extra_specs=specs))
+    asked = {"server": {**GOOD, "flavorRef": "2"}}
+    created = await cloud.http.post(servers_url(), json=asked, headers=cloud.token("alice"))
+    resize = {"resize": {"flavorRef": "2"}}
+    resized = await cloud.http.post(servers_url(f"/{server}/action"), json=resize, headers=cloud.token("alice"))
+    for answer in (created, resized):
+        assert answer.status_code == status, answer.text
+        assert status == 202 or (all(name in answer.text for name in specs) and "not supported" in answer.text)
+
+
 def _big_image_and_tiny_flavor(tx: Any) -> None:
     flavors.insert(tx, Flavor("tiny", "tiny", 1, 64, 1))
     images.change(tx, IMAGE, {"virtual_size_bytes": 2 << 30})

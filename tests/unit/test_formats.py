@@ -5,21 +5,28 @@ Each test is named after what it prevents; the known attacks of this family are 
 
 from __future__ import annotations
 
+import ast
+import base64
+import json
 import os
 import struct
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import whimbrel
 from tests.unit.test_images import qcow2 as header_of
 from tests.unit.test_images import reading
-from whimbrel.agent.disks import programs, qcow2
+from whimbrel.agent.disks import configdrive, programs, qcow2
 from whimbrel.agent.disks.checks import refuse_disk, refuse_image
+from whimbrel.agent.disks.configdrive import make_config_drive
+from whimbrel.agent.guests.opened import refuse_opened
 from whimbrel.domain.errors import Invalid, StepError
-from whimbrel.domain.server import Disk, DiskRole, Image
+from whimbrel.domain.server import Disk, DiskRole, Guest, Image
 from whimbrel.store import image_files
 
 MIB = 1 << 20
@@ -198,6 +205,43 @@ def test_a_header_in_a_raw_image_is_not_followed_in_a_build(tmp_path: Path, trap
     assert found.read_bytes()[: len(trap)] == trap and SECRET not in found.read_bytes()
 
 
+def test_what_qemu_opened_counts_and_not_what_the_header_says_by_now(tmp_path: Path) -> None:
+    """A source that still writes while the target's QEMU opens the disk could take its hostile header back."""
+    (tmp_path / "elsewhere").mkdir()
+    secret = tmp_path / "elsewhere" / "secret"
+    secret.write_bytes(SECRET.ljust(MIB, b"\0"))
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / qcow2.BASE).write_bytes(bytes(MIB))
+    good = make(home / "disk-0", "-b", qcow2.BASE, "-F", "raw")
+    bad = make(home / "disk-1", "-o", f"data_file={secret},data_file_raw=on", size="1M")
+    chain = {"driver": "raw", "file": {"driver": "file", "filename": str(home / qcow2.BASE)}}
+    nodes = opened_by_qemu(good, chain)
+    assert {node["drv"] for node in nodes} == {"qcow2", "raw", "file"} and len(nodes) == 4
+    refuse_opened(nodes, home, "s")
+    nodes = opened_by_qemu(bad, None)
+    make(bad)  # the header is harmless again
+    refuse_disk(bad, ROOT, None, at_rest=False)
+    with pytest.raises(StepError, match=r"has opened '.*/elsewhere/secret'"):
+        refuse_opened(nodes, home, "s")
+    with pytest.raises(StepError, match="nbd"):
+        refuse_opened([{"drv": "nbd", "file": "nbd://10.0.0.9:10809"}], home, "s")
+
+
+def opened_by_qemu(disk: Path, backing: object) -> list[dict[str, Any]]:
+    """Let QEMU open a disk as libvirt lets it, and ask it what it has open."""
+    file = {"driver": "file", "filename": str(disk)}
+    node = {"driver": "qcow2", "node-name": "format", "file": file, "backing": backing}
+    command = ["qemu-system-x86_64", "-M", "none", "-display", "none", "-nodefaults", "-S", "-qmp", "stdio"]
+    asked = ("qmp_capabilities", "query-named-block-nodes", "quit")
+    said = "".join(json.dumps({"execute": word}) for word in asked)
+    done = subprocess.run(
+        [*command, "-blockdev", json.dumps(node)], input=said.encode(), capture_output=True, check=True, timeout=30
+    )
+    answers = [json.loads(line).get("return") for line in done.stdout.splitlines()]
+    return next(answer for answer in answers if isinstance(answer, list))
+
+
 def test_a_new_disk_holds_nothing_of_an_older_one(tmp_path: Path) -> None:
     """CVE-2012-5625."""
     (tmp_path / "disk-0").write_bytes(SECRET * 1000)
@@ -218,6 +262,9 @@ def test_a_tool_writes_no_more_than_declared_and_takes_no_more_memory_than_its_l
         programs.run([sys.executable, "-I", "-c", "bytearray(1 << 27)"], tmp_path, Patient())
 
 
+TOOLS = {"qemu-img", "qemu-io", "qemu-nbd", "qemu-storage-daemon"}
+
+
 def test_every_call_of_a_qemu_tool_pins_its_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[list[str]] = []
     record: Callable[..., None] = lambda argv, *_, **__: calls.append(argv)  # noqa: E731
@@ -228,8 +275,41 @@ def test_every_call_of_a_qemu_tool_pins_its_formats(tmp_path: Path, monkeypatch:
         qcow2.make_flat(tmp_path, disk, image, Patient())
         qcow2.make_empty(tmp_path, disk, Patient())
         qcow2.grow(tmp_path, disk, image, Patient())
+    qcow2.remove_bitmap(tmp_path, "disk-0", "whimbrel-1", Patient())
     for argv in calls:
-        opened = [word for word in argv if word.startswith("json:")]
-        pinned = all('"driver": "file"' in node and node.count('"driver"') >= 2 for node in opened)
-        assert pinned and (opened or {"-f", "-O"} & set(argv)), argv
+        opened = [json.loads(word.removeprefix("json:")) for word in argv if word.startswith("json:")]
+        assert all(node["file"]["driver"] == "file" and node["driver"] in ("raw", "qcow2") for node in opened), argv
+        assert all("backing" in node for node in opened if node["driver"] == "qcow2"), argv
+        assert (opened or {"-f", "-O"} & set(argv)) and "info" not in argv, argv
         assert ("-b" in argv) == ("-F" in argv), argv
+    callers = {
+        function.name
+        for function in ast.walk(ast.parse(Path(qcow2.__file__).read_text()))
+        if isinstance(function, ast.FunctionDef) and "run" in {getattr(node, "id", "") for node in ast.walk(function)}
+    }
+    assert callers == {"make_overlay", "make_flat", "make_empty", "grow", "remove_bitmap"}, "each is called above"
+
+
+def test_one_module_only_calls_qemus_tools() -> None:
+    """Its calls are looked at above; one from elsewhere would not be."""
+    source = Path(whimbrel.__file__).parent
+    calling = [
+        path.relative_to(source).as_posix()
+        for path in source.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and node.value in TOOLS
+    ]
+    assert set(calling) == {"agent/disks/qcow2.py"}
+
+
+def test_a_config_drive_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in a build nor on its way can it fill a host; what a user gives for it is bounded before."""
+    data = base64.b64encode(os.urandom(4 * MIB)).decode()
+    guest = Guest("u", "name", 1, 64, (), (), user_data=data)
+    (tmp_path / "whole").mkdir()
+    make_config_drive(tmp_path / "whole", guest, Patient())
+    assert (tmp_path / "whole" / "config.iso").stat().st_size > 4 * MIB
+    monkeypatch.setattr(configdrive, "MOST_CONFIG", MIB)
+    with pytest.raises(StepError, match="genisoimage"):
+        make_config_drive(tmp_path, guest, Patient())
+    assert (tmp_path / "config.iso").stat().st_size <= MIB

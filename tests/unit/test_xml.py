@@ -114,6 +114,32 @@ REACHES = {
     "another layer": (f"/servers/{UUID}/base-0", f"/servers/{UUID}/disk-1"),
     "another format": ('type="qcow2" discard', 'type="raw" discard'),
     "a disk that the order does not have": (f"/servers/{UUID}/disk-1", f"/servers/{UUID}/disk-7"),
+    "a console whose path begins where the hypervisor was started": (f"/servers/{UUID}/console.log", "etc/cron.d/x"),
+    "a kernel that is found from there": ("<os>", "<os><kernel>boot/vmlinuz</kernel>"),
+    "a program that is found from there": ("<devices>", "<devices><emulator>tmp/qemu-x</emulator>"),
+    "a screen that anybody may look at": ("<devices>", '<devices><graphics type="vnc" port="5900"/>'),
+    "a screen by its listener": (
+        "<devices>",
+        '<devices><graphics type="spice"><listen type="address" address="0.0.0.0"/></graphics>',
+    ),
+    "a way to another host": (
+        "/dev/urandom</backend>",
+        '<source mode="connect" host="10.0.0.9" service="5432"/></backend>',
+    ),
+    "a port that is opened on the host": (
+        "/dev/urandom</backend>",
+        '<source mode="bind" host="0.0.0.0" service="1234"/></backend>',
+    ),
+    "entropy from elsewhere": ('<backend model="random">/dev/urandom</backend>', '<backend model="egd" type="tcp"/>'),
+    "a TPM, whose state would stay behind": ("<devices>", "<devices><tpm><backend type='emulator'/></tpm>"),
+    "the host's firmware, to be written": (
+        "<os>",
+        '<os><loader readonly="no" type="pflash">/usr/share/OVMF/OVMF_CODE.fd</loader>',
+    ),
+    "firmware's variables, which would stay behind": ("<os>", f"<os><nvram>/servers/{UUID}/vars.fd</nvram>"),
+    "the host's firmware, as its variables": ("<os>", "<os><nvram>/usr/share/OVMF/OVMF_CODE.fd</nvram>"),
+    "another server's directory by its own name": (f"/servers/{UUID}/console.log", f"/servers/{UUID}"),
+    "whatever an address names": ("<os>", "<os><nvram type='network'><source protocol='nbd' name='x'/></nvram>"),
 }
 
 
@@ -131,9 +157,8 @@ def test_what_libvirt_and_firmware_add_to_a_definition_comes_along() -> None:
         '<metadata><x:y xmlns:x="urn:z">/etc/motd</x:y></metadata><resource><partition>/machine</partition></resource>'
         '<seclabel type="dynamic" model="apparmor" relabel="yes"/>'
         "<devices><emulator>/usr/bin/qemu-system-x86_64</emulator><input type='mouse' bus='ps2'/>"
-        "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>"
     )
     made = new_definition(GUEST, IMAGE, host()).replace("<devices>", more)
-    made = made.replace("<os>", f"<os><loader>/usr/share/OVMF/C.fd</loader><nvram>/servers/{UUID}/vars.fd</nvram>")
+    made = made.replace("<os>", "<os><loader>/usr/share/seabios/bios.bin</loader>")
     carried, rewrites = carried_definition(made, GUEST, GUEST, IMAGE, host())
-    assert rewrites == [] and "vars.fd" in carried and "/etc/motd" in carried
+    assert rewrites == [] and "bios.bin" in carried and "/etc/motd" in carried

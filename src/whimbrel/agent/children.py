@@ -9,25 +9,16 @@ import os
 import select
 import signal
 from contextlib import suppress
-from pathlib import Path
 
 import structlog
 
 from whimbrel.agent.ledger import Child, Ledger
+from whimbrel.agent.processes import start_time
 
 TERM_PATIENCE = 2.0
 """Seconds for a process to end when asked, before it is killed; the same again for the kernel to be done."""
 
 log = structlog.get_logger(__name__)
-
-
-def start_time(pid: int) -> int | None:
-    """Return when a process began, in clock ticks since boot (proc(5), field 22); None if it is not there."""
-    try:
-        line = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return int(line.rpartition(")")[2].split()[19])
 
 
 def end_children(ledger: Ledger) -> None:

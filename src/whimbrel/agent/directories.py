@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from whimbrel.agent.disks.holder import end_receiver
 from whimbrel.domain.errors import StepError
 
 MANIFEST = "manifest.json"
@@ -304,6 +305,7 @@ def _unlink_tree(path: Path) -> int:
     if not _is_directory(path):
         return 0
     freed = held_bytes(path)
+    end_receiver(path)
     shutil.rmtree(path)
     return freed
 

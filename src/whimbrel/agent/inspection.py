@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from whimbrel.agent.children import start_time
 from whimbrel.agent.directories import HostDirectories, Survey, held_bytes
 from whimbrel.agent.disks.frames import CACHE
 from whimbrel.agent.ledger import Ledger, ServerRecord
+from whimbrel.agent.processes import start_time
 from whimbrel.domain.errors import StepError
 from whimbrel.domain.server import PowerState
 from whimbrel.migration.ports import World

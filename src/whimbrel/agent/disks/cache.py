@@ -38,9 +38,10 @@ class ImageCache:
         try:
             self._directory.mkdir(mode=0o711, parents=True, exist_ok=True)
             with self._alone(image, control):
-                if not kept.is_file():
+                if kept.is_file():
+                    refuse_image(kept, image)  # the same bytes may have come as another image, of another format
+                else:
                     self._fetch(image, kept, source, control)
-                refuse_image(kept, image)  # the same bytes may have come as another image, of another format
                 os.link(kept, path, follow_symlinks=False)
         except OSError as error:
             raise self._missing(image, [f"{error.strerror or error}"]) from error
@@ -61,7 +62,10 @@ class ImageCache:
             os.close(descriptor)
 
     def _fetch(self, image: Image, kept: Path, source: Blocks | None, control: Control) -> None:
-        """Try one place after the other; what arrives counts when its content is the one that was asked for."""
+        """Try one place after the other; what arrives counts when its content is the one that was asked for.
+
+        What is refused is not kept: nothing may stand in the cache that no server may use.
+        """
         free = free_bytes(self._directory)
         if free < image.size_bytes:
             raise self._missing(image, [f"it needs {image.size_bytes >> 20} MiB and {free >> 20} MiB are free there"])
@@ -78,6 +82,7 @@ class ImageCache:
                 except StepError as error:
                     reasons.append(str(error))
                     continue
+                refuse_image(part, image)
                 part.chmod(0o644)
                 part.rename(kept)
                 sync_directory(self._directory)

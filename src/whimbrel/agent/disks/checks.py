@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from whimbrel.agent.disks.extents import open_disk
+from whimbrel.agent.disks.qcow2 import BASE
 from whimbrel.domain.errors import StepError
 from whimbrel.domain.qcow2 import Header, NotSafe, read_header, refuse_pointers
 from whimbrel.domain.server import Disk, Image
@@ -40,15 +41,21 @@ def refuse_image(path: Path, image: Image) -> None:
             )
 
 
-def refuse_disk(path: Path, disk: Disk, base: tuple[str, str] | None) -> None:
+def base_of(disk: Disk, image: Image | None) -> tuple[str, str] | None:
+    """Return name and format of the one file that a disk may stand on."""
+    return (BASE, image.format) if disk.base and image else None
+
+
+def refuse_disk(path: Path, disk: Disk, base: tuple[str, str] | None, *, at_rest: bool = True) -> None:
     """Raise StepError unless a server's disk is as declared; `base` is the name and format of what it stands on.
 
     The other host's word is not taken for it: that host may have written the header, and QEMU would follow it.
+    Of a disk that is not `at_rest` only the header is looked at: its tables are still on their way.
     """
     with _open(path, path.name) as descriptor:
         size = os.fstat(descriptor).st_size
         if disk.format == "qcow2":
-            header = _header(descriptor, path.name)
+            header = _header(descriptor, path.name, at_rest)
             found = None if header.backing is None else (header.backing, header.backing_format)
             if found != base:
                 raise StepError(
@@ -74,12 +81,13 @@ def _open(path: Path, name: str) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _header(descriptor: int, name: str) -> Header:
+def _header(descriptor: int, name: str, at_rest: bool = True) -> Header:
     read = partial(_read, descriptor)
     size = os.fstat(descriptor).st_size
     try:
         header = read_header(read, size)
-        refuse_pointers(read, header, size)
+        if at_rest:
+            refuse_pointers(read, header, size)
     except NotSafe as error:
         raise StepError(f"{name} {error}.") from error
     return header

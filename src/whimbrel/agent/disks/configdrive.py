@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from whimbrel.agent.disks.frames import CONFIG_DRIVE
+from whimbrel.agent.disks.frames import CONFIG_DRIVE, MOST_CONFIG
 from whimbrel.agent.disks.programs import run
 from whimbrel.domain.server import Guest, Nic
 from whimbrel.migration.ports import Control
@@ -29,7 +29,7 @@ def make_config_drive(directory: Path, guest: Guest, control: Control) -> None:
     if guest.user_data is not None:
         (latest / "user_data").write_bytes(base64.b64decode(guest.user_data))
     argv = ["genisoimage", "-quiet", "-J", "-r", "-V", "config-2", "-o", CONFIG_DRIVE, tree.name]
-    run(argv, directory, control)
+    run(argv, directory, control, file_bytes=MOST_CONFIG)
     shutil.rmtree(tree)
 
 

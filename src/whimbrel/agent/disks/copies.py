@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Protocol
 
+from whimbrel.agent import console
 from whimbrel.agent.directories import in_words
 from whimbrel.agent.disks import qcow2
 from whimbrel.agent.disks.channel import SshChannels
-from whimbrel.agent.disks.frames import LOG, Range
+from whimbrel.agent.disks.frames import EARLIER, LOG, Range
 from whimbrel.agent.disks.mapping import Clusters, Unreadable, read_bitmaps, refuse_unusual
 from whimbrel.agent.disks.precopy import PreCopy, clusters_of
 from whimbrel.agent.disks.send import Copy, Outgoing
@@ -26,6 +28,8 @@ from whimbrel.migration.ports import Control
 SHARED = "The storage is shared, so nothing is copied."
 STAT_BLOCK = 512
 """Bytes that a block of `stat` stands for, whatever the filesystem's are (stat(3type))."""
+
+CARRYING = ".console-"
 
 _OURS = re.compile(re.escape(LOG) + "[0-9]+")
 
@@ -129,7 +133,7 @@ class Copies:
                 else:  # the log was lost: what the target holds is compared with all that is here
                     parts = {file: file.everything() for file in copy.files}
                 before = copy.sent
-                facts = copy.lasting(lambda: _last_round(copy, parts, control), control)
+                facts = copy.lasting(lambda: _last_round(copy, parts, paths[0].parent, control), control)
                 return {"bytes": copy.sent - before, **facts}
             finally:
                 copy.close()
@@ -147,7 +151,7 @@ class Copies:
         del self._under_way[order.server, order.attempt]
         try:
             before = move.copy.sent
-            facts = _last_round(move.copy, move.left(written), control)
+            facts = _last_round(move.copy, move.left(written), self._channels.home(order), control)
             return {"bytes": move.copy.sent - before, **facts}
         finally:
             move.close()
@@ -193,11 +197,32 @@ class Copies:
         return None
 
 
-def _last_round(copy: Copy, parts: Mapping[Outgoing, Iterable[Range]], control: Control) -> Facts:
-    copy.send(parts, control)
+def _last_round(copy: Copy, parts: Mapping[Outgoing, Iterable[Range]], home: Path, control: Control) -> Facts:
+    """Send the rest of the disks and the end of the console, until all of it was read back at the target."""
+    beside, told = _console(copy, home, control)
+    copy.send({**parts, **beside}, control)
     mended = copy.settle(control)
     held = sum(file.allocated for file in copy.files)
-    return {"mended": mended, "allocated": held, "disks": copy.finish(control)}
+    return {"mended": mended, "allocated": held, **told, "disks": copy.finish(control)}
+
+
+def _console(copy: Copy, home: Path, control: Control) -> tuple[dict[Outgoing, list[Range]], Facts]:
+    """Take the end of the console along, in a file of its own; one that cannot be read is noted and left behind."""
+    for file in copy.files:
+        if file.name == EARLIER:  # over a channel that was lost since
+            return {file: file.everything()}, {}
+    if EARLIER not in copy.receives:
+        return {}, {"console": "The target's release does not take it."}
+    try:
+        with TemporaryDirectory(prefix=CARRYING, dir=home) as name:
+            Path(name, EARLIER).write_bytes(console.tail(home))
+            file = Outgoing(Path(name, EARLIER))  # it is read through its descriptor
+    except FileNotFoundError:
+        return {}, {}
+    except OSError as error:
+        return {}, {"console": f"It stays on its host: {error}."}
+    copy.add(file, control)
+    return {file: file.everything()}, {}
 
 
 def _question(order: Order) -> Foresee:

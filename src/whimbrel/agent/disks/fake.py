@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from whimbrel.agent import console
 from whimbrel.agent.directories import (
     HostDirectories,
     in_words,
@@ -22,6 +24,7 @@ from whimbrel.agent.directories import (
     write_manifest,
 )
 from whimbrel.agent.disks.channel import UNUSED, CopySlots, places
+from whimbrel.agent.disks.frames import EARLIER
 from whimbrel.domain.errors import StepError
 from whimbrel.domain.server import Disk, DiskRole
 from whimbrel.migration.messages import Facts, Foresee, Foresight, Order, Way
@@ -183,6 +186,10 @@ class FakeDisks:
             disks[path.name] = _identity(content)
             sent += len(content)
             control.report(sent, total)
+        with suppress(FileNotFoundError):
+            said = console.tail(paths[0].parent)
+            write_durably(target / EARLIER, said.decode("utf-8", "replace"))
+            disks[EARLIER] = _identity((target / EARLIER).read_bytes())
         seconds = round(clock.monotonic() - began, 3)
         return {"bytes": sent, "allocated": sent, "disks": disks, "shared": False, "seconds": seconds}
 

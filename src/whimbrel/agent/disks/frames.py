@@ -6,7 +6,7 @@ A MESSAGE is a JSON object. DATA is bytes of the file that the last `file` messa
 of a part of it that is to read as zeros. The source asks and sends, the target answers:
 
     source  {"hello": version, "probe"}                          target  {"host", "free", "prepared", "probe"}
-    source  {"begin": true}                                      target  {"begun": true}
+    source  {"begin": true}                                      target  {"begun": true, "receives": [name]}
     source  {"table": name}                                      target  {"digests": hex, "more": bool} ...
     source  {"file": name, "size": bytes}, then DATA, ZERO ...   target  {"written": bytes} now and then
     source  {"check": true}                                      target  {"read": bytes} ... {"checked": {name: digest}}
@@ -56,12 +56,16 @@ CACHE = "_base"
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 CONFIG_DRIVE = "config.iso"
+MOST_CONFIG = 64 << 20
+"""Bytes of a config drive at most; user data is limited to much less."""
+EARLIER = "console.earlier.log"
+"""What a guest wrote to its console on the hosts that it came from."""
+MOST_CONSOLE = 1 << 20
+"""Bytes of a console that are kept in sight and carried; what a guest wrote before is not."""
 PROBE = ".probe"
 RECEIVED = "received.json"
 MEMORY = ".memory"
 """The pipe through which a guest's memory comes to the process that waits for it."""
-HOLDER = ".receiver"
-"""Which process receives an attempt's files."""
 
 LOG = "whimbrel-"
 """Checkpoints and bitmaps that note what a guest writes begin so; all others are left alone."""

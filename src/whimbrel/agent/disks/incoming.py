@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable
 
 from whimbrel.agent.disks.extents import blocks, read_block, survey, write_zeros
-from whimbrel.agent.disks.frames import BLOCK, CONFIG_DRIVE, GRANULE, Range
+from whimbrel.agent.disks.frames import BLOCK, CONFIG_DRIVE, EARLIER, GRANULE, MOST_CONFIG, MOST_CONSOLE, Range
 from whimbrel.agent.disks.table import Table, digest_of, granules
 from whimbrel.domain.errors import StepError
 from whimbrel.domain.server import Disk, DiskRole
@@ -24,10 +24,7 @@ UNCHECKED_LIMIT = 128 << 20
 QCOW2_MARGIN = 64 << 20
 """Bytes that a qcow2 file may have beyond its disk and a 64th of it: header, tables, bitmaps, clusters that leaked."""
 
-MOST_CONFIG = 64 << 20
-"""Bytes of a config drive at most; user data is limited to much less."""
-
-_FILE = re.compile(r"disk-[0-9]{1,3}|" + re.escape(CONFIG_DRIVE))
+_FILE = re.compile(r"disk-[0-9]{1,3}|" + "|".join(map(re.escape, (CONFIG_DRIVE, EARLIER))))
 
 
 def declared(disks: Iterable[Disk]) -> dict[str, int]:
@@ -36,7 +33,7 @@ def declared(disks: Iterable[Disk]) -> dict[str, int]:
     It is written into the manifest of the incoming directory, and the receiver opens nothing else.
     """
     most = {disk.name: _most(disk) for disk in disks if disk.role is not DiskRole.SWAP}
-    return {**most, CONFIG_DRIVE: MOST_CONFIG}
+    return {**most, CONFIG_DRIVE: MOST_CONFIG, EARLIER: MOST_CONSOLE}
 
 
 def _most(disk: Disk) -> int:

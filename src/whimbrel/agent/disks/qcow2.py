@@ -59,8 +59,8 @@ def grow(directory: Path, disk: Disk, image: Image | None, control: Control) -> 
 
 
 def remove_bitmap(directory: Path, name: str, bitmap: str, control: Control) -> None:
-    """Take a bitmap out of a disk file that no process has open."""
-    run(["qemu-img", "bitmap", "--remove", "-f", "qcow2", name, bitmap], directory, control)
+    """Take a bitmap out of a disk file that no process has open; what the disk stands on is not looked at."""
+    run(["qemu-img", "bitmap", "--remove", _node(directory / name, "qcow2"), bitmap], directory, control)
 
 
 def _node(path: Path, format: str, image: Image | None = None) -> str:

@@ -12,28 +12,23 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import select
-import signal
 import stat
 import sys
-import threading
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from whimbrel.agent.children import start_time
 from whimbrel.agent.directories import HostDirectories, free_bytes, read_manifest, write_durably, write_manifest
 from whimbrel.agent.disks.frames import (
     BLOCK,
     CACHE,
     DATA,
     HEADER,
-    HOLDER,
     LENGTH,
     MEMORY,
     MESSAGE,
@@ -47,10 +42,10 @@ from whimbrel.agent.disks.frames import (
     content_of,
     message,
 )
+from whimbrel.agent.disks.holder import become_only, lock
 from whimbrel.agent.disks.incoming import Incoming
 from whimbrel.agent.disks.table import Table
 from whimbrel.domain.errors import StepError
-from whimbrel.ops import clock
 
 IDLE_BEFORE = 2 * 3600.0
 """Seconds to wait for the copy to begin: the guest may wait for a copy slot and then take its time to stop."""
@@ -62,9 +57,6 @@ ACKNOWLEDGE_EVERY = 8 << 20
 
 TABLE_PART = 1000
 """Digests in one answer."""
-
-OTHER_LEAVES_WITHIN = 20.0
-"""Seconds that an older receiver of the same attempt gets to end."""
 
 
 class Gone(Exception):
@@ -149,11 +141,11 @@ class Receiver:
         if read_manifest(incoming) is None:
             raise StepError(f"{incoming} was not prepared for attempt {attempt}.")
         directory = os.open(incoming, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        _become_only(directory)
+        become_only(directory)
         # Only now that nobody else may write: it may have been shut while this one waited.
         self._receives = (read_manifest(incoming) or {}).get("receives", {})
         (incoming / RECEIVED).unlink(missing_ok=True)
-        self._answer({"begun": True})
+        self._answer({"begun": True, "receives": sorted(self._receives)})
         try:
             while self._step(directory):
                 pass
@@ -309,17 +301,6 @@ def _length_in(payload: memoryview) -> int:
     return length
 
 
-def _become_only(directory: int) -> None:
-    """End the receiver that an earlier channel has left on this directory, and keep later ones waiting for us.
-
-    The lock is on the directory and goes with its holder; whom to end stands in a file beside the disks.
-    """
-    _lock(directory)
-    own = os.open(HOLDER, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600, dir_fd=directory)
-    with os.fdopen(own, "w", encoding="ascii") as file:
-        file.write(f"{os.getpid()} {start_time(os.getpid())}")
-
-
 @contextmanager
 def shut(incoming: Path) -> Iterator[None]:
     """Let nobody write into an attempt's directory meanwhile, whoever is connected; nor ever again if all goes well.
@@ -328,35 +309,13 @@ def shut(incoming: Path) -> Iterator[None]:
     """
     directory = os.open(incoming, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        _lock(directory)
+        lock(directory)
         yield
         manifest = read_manifest(incoming)
         if manifest and manifest.get("receives"):
             write_manifest(incoming, {**manifest, "receives": {}})
     finally:
         os.close(directory)
-
-
-def _lock(directory: int) -> None:
-    deadline = clock.monotonic() + OTHER_LEAVES_WITHIN
-    while True:
-        try:
-            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            _end_other(directory)
-        if clock.monotonic() > deadline:
-            raise StepError("another copy of the same attempt is under way here and does not end.")
-        threading.Event().wait(0.05)
-
-
-def _end_other(directory: int) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        descriptor = os.open(HOLDER, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory)
-        with os.fdopen(descriptor, encoding="ascii") as file:
-            pid, began = (int(word) for word in file.read(64).split())
-        if start_time(pid) == began:
-            os.kill(pid, signal.SIGKILL)
 
 
 def write_base(root: Path, sha256: str) -> None:

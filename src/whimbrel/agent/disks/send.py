@@ -161,6 +161,8 @@ class Copy:
         self._session: Session | None = None
         self.sent = 0
         """Bytes of DATA so far."""
+        self.receives: frozenset[str] = frozenset()
+        """The names that the target takes; one of an older release takes fewer."""
 
     @property
     def session(self) -> Session:
@@ -202,9 +204,15 @@ class Copy:
 
     def _introduce(self, control: Control) -> None:
         self.session.tell({"begin": True}, control)
-        self.session.hear("begun", control)
+        receives = self.session.hear("begun", control).get("receives")
+        self.receives = frozenset(map(str, receives)) if isinstance(receives, list) else frozenset()
         for file in self.files:
             self._learn(file, control)
+
+    def add(self, file: Outgoing, control: Control) -> None:
+        """Take one more file along, which is let go of with the others."""
+        self.files.append(file)
+        self._learn(file, control)
 
     def send(self, parts: Mapping[Outgoing, Iterable[Range]], control: Control) -> int:
         """Bring parts of the files, in whole granules, to the target; return how many bytes crossed."""

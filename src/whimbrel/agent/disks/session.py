@@ -11,7 +11,6 @@ import threading
 from collections import deque
 from typing import Any, NoReturn, Protocol
 
-from whimbrel.agent.children import start_time
 from whimbrel.agent.disks.frames import (
     DATA,
     HEADER,
@@ -23,6 +22,7 @@ from whimbrel.agent.disks.frames import (
     message,
 )
 from whimbrel.agent.disks.refusals import explain
+from whimbrel.agent.processes import start_time
 from whimbrel.domain.errors import StepError
 from whimbrel.migration.messages import Place
 from whimbrel.migration.ports import Control

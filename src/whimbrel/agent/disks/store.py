@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from whimbrel.agent import console
 from whimbrel.agent.directories import (
     HostDirectories,
     free_bytes,
@@ -23,7 +25,7 @@ from whimbrel.agent.disks.cache import ImageCache
 from whimbrel.agent.disks.channel import SshChannels
 from whimbrel.agent.disks.configdrive import make_config_drive
 from whimbrel.agent.disks.copies import Copies, Log, is_carried
-from whimbrel.agent.disks.frames import CACHE, RECEIVED
+from whimbrel.agent.disks.frames import CACHE, EARLIER, RECEIVED
 from whimbrel.agent.disks.incoming import Incoming, declared, seen
 from whimbrel.domain.errors import StepError
 from whimbrel.domain.server import Disk, DiskRole, Image
@@ -153,7 +155,10 @@ class HostDisks:
     def _verify(self, order: Order, incoming: Path, control: Control) -> Facts:
         sent = order.results.get("copy_disks") or order.results["move_memory"]
         received = (_load(incoming / RECEIVED) or {}).get("files", {})
+        known = declared(order.work.old.disks)
         for name, expected in sent["disks"].items():
+            if name not in known:
+                raise StepError(f"{_source_host(order)} says that it sent {name!r:.80}, which was not declared.")
             with in_words("look at", incoming / name):
                 status = (incoming / name).stat()
                 found = received.get(name)
@@ -172,7 +177,7 @@ class HostDisks:
             path = incoming / disk.name
             if is_carried(disk) and path.exists():  # whatever the source says that it sent
                 with in_words("check", path):
-                    checks.refuse_disk(path, disk, _base_of(disk, order.work.image))
+                    checks.refuse_disk(path, disk, checks.base_of(disk, order.work.image))
         return {"verified_bytes": sum(disk["size"] for disk in sent["disks"].values())}
 
     def resize(self, order: Order, control: Control) -> Facts:
@@ -218,6 +223,8 @@ class HostDisks:
                 (incoming / path.name).unlink(missing_ok=True)
                 os.link(path, incoming / path.name, follow_symlinks=False)
             sync_directory(incoming)
+            with suppress(OSError):  # the console is worth less than the move
+                (incoming / EARLIER).write_bytes(console.tail(paths[0].parent))
             disks = {path.name: {"size": path.stat().st_size, "digest": ""} for path in paths}
         return {"bytes": 0, "allocated": 0, "disks": disks}
 
@@ -262,11 +269,6 @@ def _make(incoming: Path, disk: Disk, image: Image | None, control: Control) -> 
         make(incoming, disk, image, control)
     else:
         qcow2.make_empty(incoming, disk, control)
-
-
-def _base_of(disk: Disk, image: Image | None) -> tuple[str, str] | None:
-    """Return name and format of the one file that a disk may stand on."""
-    return (qcow2.BASE, image.format) if disk.base and image else None
 
 
 def _refuse_loss(work: Work) -> None:

@@ -22,11 +22,13 @@ from typing import Any
 
 from whimbrel.agent.directories import HostDirectories, in_words
 from whimbrel.agent.disks.channel import SshChannels
+from whimbrel.agent.disks.checks import base_of, refuse_disk
 from whimbrel.agent.disks.frames import BLOCK, MEMORY
 from whimbrel.agent.disks.pace import Pace
 from whimbrel.agent.disks.session import Session
 from whimbrel.agent.guests.connection import Hypervisor, binding
 from whimbrel.agent.guests.libvirt import ALIVE, LibvirtGuests, qemu_processes
+from whimbrel.agent.guests.opened import refuse_opened
 from whimbrel.domain.errors import CannotTell, StepError
 from whimbrel.domain.server import DiskRole, PowerState
 from whimbrel.migration.messages import Facts, Order
@@ -134,12 +136,19 @@ class LibvirtMemory:
             )
 
     def expect(self, order: Order, control: Control) -> None:
-        """Make the guest's process at the target, waiting for its memory; it is not let run."""
+        """Make the guest's process at the target, waiting for its memory; it is not let run.
+
+        It opens the disks, so what came of them is looked at before.
+        """
         self.forget(order)
+        home = self._directories.live(order.server)
+        for disk in order.work.old.disks:
+            with in_words("check", home / disk.name):
+                refuse_disk(home / disk.name, disk, base_of(disk, order.work.image), at_rest=False)
         definition = self._guests.definition(order.server)
         if definition is None:
             raise StepError(f"Server {order.server} is not defined on {order.host}; the move must begin anew.")
-        path = self._directories.live(order.server) / MEMORY
+        path = home / MEMORY
         with in_words("make the pipe", path):
             os.mkfifo(path, 0o600)
             pipe = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -168,7 +177,7 @@ class LibvirtMemory:
         self._let_go(order.server)
 
     def await_arrival(self, order: Order, control: Control) -> None:
-        """Wait at the target until all of it has come, and the guest could be let run."""
+        """Wait at the target until all of it has come, and the guest could be let run with no files but its own."""
         expected = self._expected.get(order.server)
         if expected is None:
             raise StepError(f"The agent of {order.host} was started anew while server {order.server} was on its way.")
@@ -177,6 +186,8 @@ class LibvirtMemory:
         self._let_go(order.server)
         if expected.failure is not None:
             raise expected.failure
+        nodes = self._monitor(order.server, "query-named-block-nodes", flat=True)
+        refuse_opened(nodes, self._directories.live(order.server), order.server)
 
     def begin(self, order: Order, control: Control) -> float | None:
         """Begin to send the memory; return None when the guest runs meanwhile, or the time at which it was held."""

@@ -11,14 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from whimbrel.agent.console import CONSOLE
 from whimbrel.agent.disks.frames import CONFIG_DRIVE
 from whimbrel.agent.disks.qcow2 import BASE
 from whimbrel.agent.guests.borders import refuse_reach
 from whimbrel.domain.errors import StepError
 from whimbrel.domain.server import Disk, Guest, Image, Nic
 from whimbrel.ops.settings import Agent
-
-CONSOLE = "console.log"
 
 
 @dataclass(frozen=True)

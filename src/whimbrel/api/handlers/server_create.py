@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row
 
 from whimbrel.api import quotas
 from whimbrel.api.call import Call, Reply
-from whimbrel.api.handlers import finding
+from whimbrel.api.handlers import finding, hardware
 from whimbrel.api.parameters import TRUE
 from whimbrel.api.schemas.servers import NAME
 from whimbrel.api.views import links
@@ -28,14 +28,6 @@ Outbox = list[tuple[int, str, object]]
 
 MIB = 1024 * 1024
 MAX_SERVERS_AT_ONCE = 100
-
-PLAIN_HARDWARE: dict[str, frozenset[str]] = {
-    "hw_firmware_type": frozenset({"bios"}),
-    "hw_machine_type": frozenset(),
-    "hw_mem_encryption": frozenset({"false"}),
-    "os_secure_boot": frozenset({"disabled", "optional"}),
-}
-"""What of an image's properties changes the machine, and with which values it is the one that every server has."""
 
 
 async def create(call: Call) -> Reply:
@@ -63,7 +55,8 @@ def _create(tx: Connection, call: Call) -> tuple[list[str], str, Outbox]:
     flavor = _flavor(tx, call, given)
     image = _image(tx, call, given)
     _check_fit(flavor, image)
-    _refuse_hardware(image)
+    hardware.refuse_special(f"Image {image.id}", image.properties)
+    hardware.refuse_special(f"Flavor {flavor.id}", flavor.extra_specs)
     wanted = _networks(tx, call, given)
     zone, host = _place(tx, call, given)
     quotas.check_metadata(len(given.get("metadata") or {}))
@@ -142,17 +135,6 @@ def _refuse_unsupported(given: dict[str, Any]) -> None:
     data = given.get("user_data")
     if data and len(base64.b64decode("".join(data.split()))) > 65535:
         raise Invalid("user_data is larger than 65535 bytes.")
-
-
-def _refuse_hardware(image: Row[Any]) -> None:
-    """Refuse an image that needs hardware that no host here makes: the guest would not boot, or lose its secrets."""
-    for name, value in image.properties.items():
-        plain = PLAIN_HARDWARE.get(name)
-        if (plain is not None and str(value).lower() not in plain) or name.startswith("hw_tpm_"):
-            raise Invalid(
-                f"Image {image.id} asks for {name}={value!s:.80}, which is not supported: servers have a BIOS, the "
-                f"machine type of their host's settings and no TPM. Use an image without this property."
-            )
 
 
 def _count(given: dict[str, Any]) -> int:

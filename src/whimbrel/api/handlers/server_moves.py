@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Row
 
 from whimbrel.api import quotas
 from whimbrel.api.call import Call, Reply
-from whimbrel.api.handlers import finding
+from whimbrel.api.handlers import finding, hardware
 from whimbrel.api.handlers.server_create import is_true
 from whimbrel.api.views import state
 from whimbrel.domain.errors import Conflict, Invalid, NotFound
@@ -148,6 +148,7 @@ def _new_flavor(tx: Connection, call: Call, server: Row[Any], wanted: str) -> Ro
     old = server.flavor
     if flavor.id == old["id"]:
         raise Invalid("When resizing, instances must change flavor!")
+    hardware.refuse_special(f"Flavor {flavor.id}", flavor.extra_specs)
     if flavor.disk_gb == 0 and old["disk_gb"] != 0:
         raise Invalid("Server disk was unable to be resized because: Resize to zero disk flavor is not allowed.")
     if flavor.disk_gb < old["disk_gb"] or flavor.ephemeral_gb < old["ephemeral_gb"]:

@@ -1,0 +1,38 @@
+"""Which machine an image or a flavor may ask for: what no host here makes is refused, and not left out in silence.
+
+A guest without its firmware does not boot; one whose TPM or keys stayed at the host that it left has lost its secrets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from whimbrel.domain.errors import Invalid
+
+PLAIN: dict[str, frozenset[str]] = {
+    "hw_boot_mode": frozenset({"bios"}),
+    "hw_ephemeral_encryption": frozenset({"false"}),
+    "hw_firmware_stateless": frozenset({"false"}),
+    "hw_firmware_type": frozenset({"bios"}),
+    "hw_machine_type": frozenset(),
+    "hw_mem_encryption": frozenset({"false"}),
+    "os_secure_boot": frozenset({"disabled", "optional"}),
+}
+"""What changes the machine, and with which values it is the one that every server has."""
+
+ABSENT = "hw_tpm_"
+
+
+def refuse_special(what: str, asked: Mapping[str, object]) -> None:
+    """Raise Invalid if `what` (an image, a flavor) asks for special hardware by its properties or extra specs.
+
+    An extra spec is written as `hw:x` where an image's property is `hw_x`.
+    """
+    for name, value in asked.items():
+        known = name.replace(":", "_", 1)
+        plain = PLAIN.get(known)
+        if (plain is not None and str(value).lower() not in plain) or known.startswith(ABSENT):
+            raise Invalid(
+                f"{what} asks for {name}={value!s:.80}, which is not supported: servers have a BIOS, the machine type "
+                f"of their host's settings and no TPM. Use one without it."
+            )

@@ -1,0 +1,82 @@
+"""A guest whose memory comes from another host: what its disks name is looked at before QEMU opens them, and after."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.orders import order
+from tests.unit.test_formats import make
+from whimbrel.agent.control import StepControl
+from whimbrel.agent.disks.channel import SshChannels
+from whimbrel.agent.guests.libvirt import LibvirtGuests
+from whimbrel.agent.guests.memory import LibvirtMemory, _Expected
+from whimbrel.domain.errors import StepError
+from whimbrel.domain.server import Disk, DiskRole
+from whimbrel.migration.messages import Order
+from whimbrel.ops.settings import Agent
+
+ROOT = Disk(0, DiskRole.ROOT, "qcow2", 64)
+
+
+class Nobody(LibvirtGuests):
+    """No guest is here, and no hypervisor is asked."""
+
+    def destroy(self, server: str) -> None: ...
+
+    def definition(self, server: str) -> str | None:
+        return None
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> LibvirtMemory:
+    here = Agent("h2", "10.0.0.2", str(tmp_path), str(tmp_path / "state"))
+    return LibvirtMemory(here, Nobody(here), SshChannels(here, None))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def arriving(tmp_path: Path) -> Order:
+    """The order to a target, whose directory has its live name already."""
+    made = order("expect_guest", 9)
+    guest = replace(made.work.guest, disks=(ROOT,))
+    (tmp_path / made.server).mkdir()
+    return replace(made, work=replace(made.work, guest=guest, old=guest))
+
+
+def test_no_process_is_made_for_a_disk_that_names_another_file(
+    memory: LibvirtMemory, arriving: Order, tmp_path: Path
+) -> None:
+    disk = tmp_path / arriving.server / "disk-0"
+    make(disk, "-b", "/etc/shadow", "-F", "raw")
+    with pytest.raises(StepError, match="stands on '/etc/shadow'"):
+        memory.expect(arriving, StepControl(10))
+    make(disk)
+    with pytest.raises(StepError, match="is not defined"):  # the next thing that is looked for
+        memory.expect(arriving, StepControl(10))
+
+
+@pytest.mark.parametrize("file", ["/etc/shadow", "disk-0"])
+def test_a_guest_is_let_run_only_with_its_own_files(
+    memory: LibvirtMemory, arriving: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    opened = [{"drv": "qcow2", "file": "json:{}"}, {"drv": "file", "file": str(tmp_path / arriving.server / file)}]
+    asked: list[str] = []
+
+    def answer(server: str, command: str, **arguments: Any) -> Any:
+        asked.append(command)
+        return opened
+
+    monkeypatch.setattr(memory, "_monitor", answer)
+    expected = _Expected(os.open(os.devnull, os.O_RDONLY))
+    expected.arrived.set()
+    memory._expected[arriving.server] = expected
+    if file == "disk-0":
+        memory.await_arrival(arriving, StepControl(10))
+    else:
+        with pytest.raises(StepError, match="has opened '/etc/shadow'"):
+            memory.await_arrival(arriving, StepControl(10))
+    assert asked == ["query-named-block-nodes"]
