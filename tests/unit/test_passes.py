@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -163,7 +164,7 @@ async def test_an_agent_keeps_the_pass_that_a_question_brings(tmp_path: Path) ->
     agent = settings.Agent("h1", "10.0.0.1", str(tmp_path), run_dir=str(tmp_path / "run"))
     channels = SshChannels(agent, None)  # type: ignore[arg-type]
     assert isinstance(channels, TakesPasses)
-    inbox = Inbox(agent, Busy(), None, None, None, channels)  # type: ignore[arg-type]
+    inbox = Inbox(agent, Busy(), None, None, None, SimpleNamespace(channels=channels, disks=None))  # type: ignore[arg-type]
     held = replace(order("copy_disks", 6), channel=Pass("old", clock.now() - 1, "k", 22))
     await inbox.take(Ask(replace(held, channel=Pass("fresh", clock.now() + 60, "k", 22))))
     source, target = WORK.source, WORK.target
