@@ -171,6 +171,7 @@ class Matrix:
     def _read_back(self, watched: list[Watched]) -> None:
         """Let guests that were never started anew read their disks: they do so when they boot."""
         boots = {}
+        wait_for("the agents", lambda: self.cloud.up() == set(HOSTS))
         for one in watched:
             assert one.rest is not None
             one.server.remember()
