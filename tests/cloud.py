@@ -279,10 +279,10 @@ class Cloud:
         answer = self.http.put(f"/whimbrel/v1/migrations/{migration}/limit", json={"bytes_per_second": rate})
         assert answer.is_success, answer.text
 
-    def rate(self, migration: int) -> float:
-        """Return how fast a migration's copy is, in bytes per second, as it says itself."""
-        told = self.get(f"/v1/migrations/{migration}", root="whimbrel")["migration"]["progress"]
-        return float(told["rate"]) if told else 0.0
+    def progress(self, migration: int) -> Json:
+        """Return how far a migration's copy is, as it says itself; nothing while it says nothing."""
+        told: Json | None = self.get(f"/v1/migrations/{migration}", root="whimbrel")["migration"]["progress"]
+        return told or {}
 
     def delete(self, path: str) -> None:
         """DELETE a path of the compute API."""

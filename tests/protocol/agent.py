@@ -61,7 +61,7 @@ class Control:
         """Nobody says anything."""
         return Steering()
 
-    def report(self, done: int, total: int, note: str = "") -> None:
+    def report(self, done: int, total: int, phase: str = "disks") -> None:
         """Nobody looks."""
 
 

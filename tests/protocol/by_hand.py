@@ -300,7 +300,7 @@ class Free:
     def steering(self) -> Steering:
         return Steering()
 
-    def report(self, done: int, total: int, note: str = "") -> None: ...
+    def report(self, done: int, total: int, phase: str = "disks") -> None: ...
 
 
 @cache

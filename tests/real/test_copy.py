@@ -64,8 +64,8 @@ def copying(pair: Pair, then: Callable[[], None], after: int = 1) -> StepControl
     class Watching(StepControl):
         done_once = False
 
-        def report(self, done: int, total: int, note: str = "") -> None:
-            super().report(done, total, note)
+        def report(self, done: int, total: int, phase: str = "disks") -> None:
+            super().report(done, total, phase)
             if done >= after and not self.done_once:
                 self.done_once = True
                 then()

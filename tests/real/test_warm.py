@@ -82,7 +82,7 @@ def test_a_copy_is_bounded_and_hurried_on_while_it_runs(cloud: Cloud, live: bool
     number = server.migration()["id"]
     cloud.limit(number, 128 << 10)
     server.cloud.post(f"/servers/{server.id}/migrations/{number}/action", {"force_complete": None})
-    wait_for("the limit to hold", lambda: 0 < cloud.rate(number) < 200 << 10)
+    wait_for("the limit to hold", lambda: 0 < cloud.progress(number).get("rate", 0) < 200 << 10)
     cloud.lab.limit("h2", None)
     assert not wait_until(lambda: server.steps()["precopy"]["mark"] != "doing", 6.0), "the link alone has room for all"
     cloud.limit(number, None)

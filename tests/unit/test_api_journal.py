@@ -13,7 +13,7 @@ from whimbrel.api import progress as live
 from whimbrel.api.handlers import journal
 from whimbrel.domain.migration import Mark
 from whimbrel.migration import protocols
-from whimbrel.migration.messages import Changed, Progress
+from whimbrel.migration.messages import Changed, Outlook, Progress
 
 pytestmark = pytest.mark.anyio
 BASE = "/whimbrel/v1/migrations"
@@ -82,7 +82,9 @@ async def test_a_watcher_is_told_of_changes_and_progress_until_the_window_opens(
     async def play() -> None:
         await anyio.sleep(0.5)
         await bus.emit("progress", Progress("h9", server_id, number, f"{number}-1", "copy_disks", 99, 100, 10.0, 5.0))
-        await bus.emit("progress", Progress("h1", server_id, number, f"{number}-1", "copy_disks", 50, 100, 10.0, 5.0))
+        outlook = Outlook(2, 4.0, 0.5)
+        told = Progress("h1", server_id, number, f"{number}-1", "copy_disks", 50, 100, 10.0, 5.0, outlook=outlook)
+        await bus.emit("progress", told)
         await anyio.sleep(0.1)
         progress(cloud, server_id, ("prepare", Mark.DONE), revision=5)
         await bus.emit("changed", Changed(number, server_id, 5))
@@ -99,7 +101,8 @@ async def test_a_watcher_is_told_of_changes_and_progress_until_the_window_opens(
     seen = [block.split("\n")[0].removeprefix("event: ") for block in text.strip().split("\n\n")]
     assert [name for name in seen if name != ": ping"] == ["migration", "progress", "migration", "migration"]
     assert ": ping" in seen
-    assert '"done":50' in text
+    assert '"done":50' in text and '"left":50,' in text
+    assert '"round":2,"dirty_rate":4.0,"downtime":0.5' in text
     await bus.close()
 
 

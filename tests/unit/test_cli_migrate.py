@@ -15,7 +15,7 @@ from whimbrel.migration.protocols import PROTOCOLS
 
 Run = Callable[..., click.testing.Result]
 
-COPY = {"step": "copy_disks", "host": "h1", "server": SERVER, "migration": 17, "attempt": "17-1", "note": ""}
+COPY = {"step": "copy_disks", "host": "h1", "server": SERVER, "migration": 17, "attempt": "17-1"}
 
 
 @pytest.fixture
@@ -69,8 +69,18 @@ def test_watching_shows_each_step_and_the_bytes_and_ends_in_verify_resize(cloud:
     assert marked[:3] == [("prepare", "doing"), ("prepare", "done"), ("open_channel", "done")]
     assert marked[-1] == ("start_guest", "done")
     assert any("25 %  50.0 MiB of 200.0 MiB, 100.0 MiB/s, 1.5 s left" in line for line in lines)
+    assert not any("round" in line for line in lines)
     assert "whimbrel confirm vm1" in lines[-1]
     assert "whimbrel revert vm1" in lines[-1]
+
+
+def test_watching_says_what_is_to_be_expected_while_the_guest_runs(cloud: Stub, run: Run) -> None:
+    expected = {"phase": "memory", "round": 3, "dirty_rate": 2.0 * 2**20, "downtime": 0.4}
+    progress = {**COPY, "done": 50 * 2**20, "total": 200 * 2**20, "rate": 100.0 * 2**20, "eta": 1.5, **expected}
+    cloud.story = [migration("done", "done", "done", "done", "done", "doing"), progress, IN_WINDOW]
+    output = run("migrate", "vm1", "--watch").output
+    assert "50.0 MiB of 200.0 MiB of memory, 100.0 MiB/s" in output
+    assert "(round 3: the guest writes 2.0 MiB/s, 0.4 s to send if it stopped now)" in output
 
 
 def test_json_lines_are_one_document_for_each_change(cloud: Stub, run: Run) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from threading import Event
 
 from whimbrel.domain.errors import Cancelled, TimedOut
-from whimbrel.migration.messages import Steering
+from whimbrel.migration.messages import Outlook, Steering
 from whimbrel.ops import clock
 
 REPORT_INTERVAL = 1.0
@@ -31,7 +31,8 @@ class Measure:
     total: int
     rate: float
     eta: float | None
-    note: str
+    phase: str
+    outlook: Outlook | None
 
 
 class StepControl:
@@ -58,6 +59,7 @@ class StepControl:
         self._done = 0
         self._sent: tuple[float, int] | None = None
         self._rate = 0.0
+        self._outlook: Outlook | None = None
 
     def check(self) -> None:
         """Raise Cancelled when the step was told to stop, TimedOut when its deadline or stall limit has passed."""
@@ -96,7 +98,7 @@ class StepControl:
         """Let the step go on so from now."""
         self._steering = steering
 
-    def report(self, done: int, total: int, note: str = "") -> None:
+    def report(self, done: int, total: int, phase: str = "disks") -> None:
         """Say how far the step is, in bytes; cheap, sent at most once a second (and at the end)."""
         now = clock.monotonic()
         moved = done != self._done
@@ -107,7 +109,11 @@ class StepControl:
             return
         self._measure_rate(now)
         eta = (total - done) / self._rate if self._rate > 0 else None
-        self._publish(Measure(done, total, self._rate, eta, note))
+        self._publish(Measure(done, total, self._rate, eta, phase, self._outlook))
+
+    def expect(self, outlook: Outlook) -> None:
+        """Say what is to be expected of the copy of a guest that runs; it goes with the next report."""
+        self._outlook = outlook
 
     def cancel(self, why: str) -> None:
         """Tell the step to stop; it notices at its next `check` or `wait`."""

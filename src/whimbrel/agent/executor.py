@@ -335,7 +335,8 @@ def _progress(host: str, order: Order, measure: Measure) -> Progress:
         total=measure.total,
         rate=measure.rate,
         eta=measure.eta,
-        note=measure.note,
+        phase=measure.phase,
+        outlook=measure.outlook,
     )
 
 

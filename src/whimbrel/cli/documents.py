@@ -72,7 +72,10 @@ class Progress(msgspec.Struct):
     total: int
     rate: float = 0.0
     eta: float | None = None
-    note: str = ""
+    phase: str = "disks"
+    round: int = 1
+    dirty_rate: float | None = None
+    downtime: float | None = None
     host: str | None = None
 
 

@@ -193,8 +193,16 @@ def _came_of(migration: Migration, before: Migration) -> str:
 
 
 def amount(progress: Progress) -> str:
-    """Write how far a copy is: percent, bytes, rate, what is left."""
+    """Write how far a copy is: percent, bytes, rate, what is left, and what is to be expected while the guest runs."""
     share = f"{100 * progress.done // progress.total:3} %  " if progress.total else ""
     left = f", {duration(progress.eta)} left" if progress.eta is not None else ""
-    note = f"  ({progress.note})" if progress.note else ""
-    return f"{share}{mebibytes(progress.done)} of {mebibytes(progress.total)}, {mebibytes(progress.rate)}/s{left}{note}"
+    what = "" if progress.phase == "disks" else f" of {progress.phase}"
+    moved = f"{mebibytes(progress.done)} of {mebibytes(progress.total)}{what}, {mebibytes(progress.rate)}/s"
+    return f"{share}{moved}{left}{_outlook(progress)}"
+
+
+def _outlook(progress: Progress) -> str:
+    if progress.dirty_rate is None:
+        return ""
+    off = f", {duration(progress.downtime)} to send if it stopped now" if progress.downtime is not None else ""
+    return f"  (round {progress.round}: the guest writes {mebibytes(progress.dirty_rate)}/s{off})"

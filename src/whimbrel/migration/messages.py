@@ -164,8 +164,25 @@ class StepReport:
 
 
 @dataclass(frozen=True)
+class Outlook:
+    """Of the copy of a guest that runs: the round, how fast the guest writes (bytes per second), and for how many
+    seconds it would be off (held, in a live move) for the rest if that were sent now; None until that is known."""
+
+    round: int = 1
+    dirty_rate: float | None = None
+    downtime: float | None = None
+
+    def __post_init__(self) -> None:
+        bounds.number("round", self.round)
+        bounds.measure("dirty_rate or downtime", self.dirty_rate or 0.0, self.downtime or 0.0, most=bounds.MOST_BYTES)
+
+
+@dataclass(frozen=True)
 class Progress:
-    """Agent to whoever looks, once a second, on a topic; may be lost. Bytes, bytes per second, seconds."""
+    """Agent to whoever looks, once a second, on a topic; may be lost. Bytes, bytes per second, seconds.
+
+    The same for every kind of move; `phase` says what crosses (disks or memory).
+    """
 
     host: str
     server: str
@@ -176,7 +193,8 @@ class Progress:
     total: int
     rate: float
     eta: float | None
-    note: str = ""
+    phase: str = "disks"
+    outlook: Outlook | None = None
 
     def __post_init__(self) -> None:
         bounds.host("host", self.host)
@@ -185,7 +203,7 @@ class Progress:
         bounds.number("done or total", self.done, self.total, most=bounds.MOST_BYTES)
         bounds.measure("rate", self.rate, most=bounds.MOST_BYTES)
         bounds.measure("eta", self.eta or 0.0, least=-bounds.MOST_BYTES, most=bounds.MOST_BYTES)
-        bounds.text("note", self.note, most=bounds.LONGEST_TEXT)
+        bounds.one_of("phase", self.phase, ("disks", "memory"))
 
 
 @dataclass(frozen=True)

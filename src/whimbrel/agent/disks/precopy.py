@@ -19,7 +19,7 @@ from whimbrel.agent.disks.extents import survey, whole_granules
 from whimbrel.agent.disks.frames import GRANULE, Range
 from whimbrel.agent.disks.mapping import Clusters, Tables
 from whimbrel.agent.disks.send import Copy, Outgoing
-from whimbrel.migration.messages import Facts
+from whimbrel.migration.messages import Facts, Outlook
 from whimbrel.migration.ports import Control
 from whimbrel.ops import clock
 
@@ -44,9 +44,14 @@ class PreCopy:
         hurried on."""
         others = {file: file.everything() for file in self.copy.files if file not in self._rounds}
         parts = {file: rounds.first() for file, rounds in self._rounds.items()} | others
+        began = clock.monotonic()
         done = [self._round(parts, control)]
         while len(done) < MOST_ROUNDS and not control.steering().hurry:
-            done.append(self.go_on(cut(), control))
+            written = cut()
+            began, seconds = clock.monotonic(), clock.monotonic() - began
+            fastest = max(row["bytes"] / row["seconds"] for row in done)
+            control.expect(_outlook(1 + len(done), written, seconds, fastest))
+            done.append(self.go_on(written, control))
             looked, before = done[-1]["bytes"], done[-2]["bytes"]
             fastest = max(row["bytes"] / row["seconds"] for row in done)
             if looked <= fastest * BUDGET or (len(done) > 2 and looked > WORTH * before):
@@ -81,6 +86,12 @@ class PreCopy:
             "mended": mended,
             "seconds": round(max(0.001, clock.monotonic() - began), 3),
         }
+
+
+def _outlook(number: int, written: Mapping[str, list[Range]], seconds: float, fastest: float) -> Outlook:
+    """Return what is to be expected when `written` came about in so many seconds and `fastest` bytes/s can be sent."""
+    dirty = sum(length for parts in written.values() for _, length in parts)
+    return Outlook(number, dirty / max(seconds, 0.001), dirty / fastest if fastest else None)
 
 
 class Rounds:

@@ -31,7 +31,7 @@ from whimbrel.agent.guests.libvirt import ALIVE, LibvirtGuests, qemu_processes
 from whimbrel.agent.guests.opened import refuse_opened
 from whimbrel.domain.errors import CannotTell, StepError
 from whimbrel.domain.server import DiskRole, PowerState
-from whimbrel.migration.messages import Facts, Order
+from whimbrel.migration.messages import Facts, Order, Outlook
 from whimbrel.migration.ports import Control
 from whimbrel.ops import clock
 from whimbrel.ops.settings import Agent
@@ -323,6 +323,7 @@ class LibvirtMemory:
             why = found.get("error-desc", found["status"])
             raise StepError(f"QEMU could not send the memory of server {order.server}: {why}.")
         memory = found.get("ram", {})
+        control.expect(_outlook(found, memory))
         control.report(sent.bytes, sent.bytes + int(memory.get("remaining", 0)), "memory")
         return found
 
@@ -358,6 +359,13 @@ def _pump(server: str, sent: _Sent, pace: Pace, control: Control) -> None:
         sent.failure = error
     except OSError as error:
         sent.failure = StepError(f"QEMU's memory did not come: {error}.")
+
+
+def _outlook(found: dict[str, Any], memory: dict[str, Any]) -> Outlook:
+    """Return what QEMU expects (MigrationInfo of the QEMU QMP reference: pages, milliseconds)."""
+    dirty = int(memory.get("dirty-pages-rate", 0)) * int(memory.get("page-size", 0))
+    expected = found.get("expected-downtime")
+    return Outlook(max(1, int(memory.get("dirty-sync-count", 1))), dirty, None if expected is None else expected / 1000)
 
 
 def _accept(server: str, listener: socket.socket) -> socket.socket:

@@ -11,7 +11,7 @@ from sqlalchemy import Row
 from whimbrel.api.views.state import migration_status
 from whimbrel.domain.migration import Mark
 from whimbrel.migration import protocols
-from whimbrel.migration.messages import Foresight, Progress, Targets, Way
+from whimbrel.migration.messages import Foresight, Outlook, Progress, Targets, Way
 from whimbrel.migration.protocols import Step
 from whimbrel.ops import clock
 from whimbrel.store.moves import Story
@@ -110,6 +110,7 @@ def _refusal(host: str, rule: str, reason: str, reader: Reader) -> dict[str, Any
 
 def progress_of(progress: Progress, reader: Reader) -> dict[str, Any]:
     """Return how far a step is: bytes, bytes per second, seconds."""
+    outlook = progress.outlook or Outlook()
     return {
         "step": progress.step,
         "attempt": progress.attempt,
@@ -117,7 +118,11 @@ def progress_of(progress: Progress, reader: Reader) -> dict[str, Any]:
         "total": progress.total,
         "rate": progress.rate,
         "eta": progress.eta,
-        "note": progress.note,
+        "left": max(0, progress.total - progress.done),
+        "phase": progress.phase,
+        "round": outlook.round,
+        "dirty_rate": outlook.dirty_rate,
+        "downtime": outlook.downtime,
         "host": reader.host(progress.host),
     }
 

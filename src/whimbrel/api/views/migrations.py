@@ -43,7 +43,7 @@ def in_progress(
 ) -> dict[str, Any]:
     """Return a live migration in progress; bytes are those of the round that `word` tells of, of memory or of disks."""
     row = move.row
-    about = "memory" if word is not None and word.note == "memory" else "disk"
+    about = "memory" if word is not None and word.phase == "memory" else "disk"
     view: dict[str, Any] = {
         "id": row.id,
         "server_uuid": row.server_id,
