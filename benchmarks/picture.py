@@ -27,13 +27,17 @@ def lines(rows: Mapping[str, Mapping[int, float]], title: str, measure: str) -> 
     for value in (most / 2, most):
         _, y = place(0, value)
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.0f}" text-anchor="end">{value:.1f}</text>')
+    ends = []
     for colour, (name, row) in zip(COLOURS, rows.items(), strict=False):
         points = [place(size, row[size]) for size in sizes if size in row]
         if points:
             path = " ".join(f"{x:.0f},{y:.0f}" for x, y in points)
             parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-            x, y = points[-1]
-            parts.append(f'<text x="{x + 8:.0f}" y="{y + 4:.0f}" fill="{colour}">{name}</text>')
+            ends.append((points[-1][1], points[-1][0], name, colour))
+    lowest = float(HEIGHT)
+    for y, x, name, colour in sorted(ends, reverse=True):
+        lowest = min(y + 4, lowest - 15)  # names do not stand on one another
+        parts.append(f'<text x="{x + 8:.0f}" y="{lowest:.0f}" fill="{colour}">{name}</text>')
     return _page(parts, HEIGHT)
 
 

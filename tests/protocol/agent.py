@@ -17,7 +17,7 @@ from whimbrel.agent.executor import ENDS, look, perform
 from whimbrel.agent.ledger import Ledger, ServerRecord, Standing
 from whimbrel.domain.migration import Answer
 from whimbrel.domain.server import PowerState
-from whimbrel.migration.messages import Facts, Order, Steering, StepReport
+from whimbrel.migration.messages import Facts, Order, Phase, Steering, StepReport
 from whimbrel.migration.presence import GuestReport, Heartbeat
 from whimbrel.migration.protocols import PROTOCOLS
 from whimbrel.ops import settings
@@ -61,7 +61,7 @@ class Control:
         """Nobody says anything."""
         return Steering()
 
-    def report(self, done: int, total: int, phase: str = "disks") -> None:
+    def report(self, done: int, total: int, phase: Phase = Phase.DISKS) -> None:
         """Nobody looks."""
 
 

@@ -28,7 +28,7 @@ from whimbrel.domain.errors import CannotTell, StepError
 from whimbrel.domain.migration import Answer, Kind, Verb, Verdict, Witness
 from whimbrel.domain.server import Flavor, PowerState
 from whimbrel.migration import protocols
-from whimbrel.migration.messages import Ask, Facts, Order, Steering, StepReport, Targets, Wake
+from whimbrel.migration.messages import Ask, Facts, Order, Phase, Steering, StepReport, Targets, Wake
 from whimbrel.migration.ports import Control, World
 from whimbrel.migration.presence import GuestReport, Heartbeat, Welcome
 from whimbrel.ops import clock, settings
@@ -300,7 +300,7 @@ class Free:
     def steering(self) -> Steering:
         return Steering()
 
-    def report(self, done: int, total: int, phase: str = "disks") -> None: ...
+    def report(self, done: int, total: int, phase: Phase = Phase.DISKS) -> None: ...
 
 
 @cache

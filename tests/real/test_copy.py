@@ -31,7 +31,7 @@ from whimbrel.domain.errors import Cancelled, StepError, TimedOut
 from whimbrel.domain.server import Disk, DiskRole, Image, Manner
 from whimbrel.identity.authority import RECEIVE, SshAuthority
 from whimbrel.lab.processes import wait_until
-from whimbrel.migration.messages import Foresee, Order, Place, Way
+from whimbrel.migration.messages import Foresee, Order, Phase, Place, Way
 from whimbrel.ops import clock
 
 pytestmark = pytest.mark.real
@@ -64,7 +64,7 @@ def copying(pair: Pair, then: Callable[[], None], after: int = 1) -> StepControl
     class Watching(StepControl):
         done_once = False
 
-        def report(self, done: int, total: int, phase: str = "disks") -> None:
+        def report(self, done: int, total: int, phase: Phase = Phase.DISKS) -> None:
             super().report(done, total, phase)
             if done >= after and not self.done_once:
                 self.done_once = True

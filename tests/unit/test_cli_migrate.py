@@ -79,7 +79,7 @@ def test_watching_says_what_is_to_be_expected_while_the_guest_runs(cloud: Stub, 
     progress = {**COPY, "done": 50 * 2**20, "total": 200 * 2**20, "rate": 100.0 * 2**20, "eta": 1.5, **expected}
     cloud.story = [migration("done", "done", "done", "done", "done", "doing"), progress, IN_WINDOW]
     output = run("migrate", "vm1", "--watch").output
-    assert "50.0 MiB of 200.0 MiB of memory, 100.0 MiB/s" in output
+    assert "50.0 MiB of 200.0 MiB, 100.0 MiB/s, 1.5 s left  (memory)" in output
     assert "(round 3: the guest writes 2.0 MiB/s, 0.4 s to send if it stopped now)" in output
 
 

@@ -20,7 +20,7 @@ from whimbrel.agent.outbox import Relay
 from whimbrel.agent.service import world
 from whimbrel.domain.errors import BusError, Cancelled, CannotTell, TimedOut
 from whimbrel.domain.migration import Answer, Verb
-from whimbrel.migration.messages import Facts, Order, Outlook, Progress, Steering, StepReport
+from whimbrel.migration.messages import Facts, Order, Outlook, Phase, Progress, Steering, StepReport
 from whimbrel.migration.ports import Control, World
 from whimbrel.ops import clock
 from whimbrel.ops.settings import Agent
@@ -418,9 +418,9 @@ def test_rate_and_remaining_time_follow_what_moved(monkeypatch: pytest.MonkeyPat
             step.report(1000 * second + 250 * part, 60_000)
     assert len(told) == 30, "once a second"
     assert told[0].eta is None
-    assert told[-1].outlook is None and told[-1].phase == "disks"
+    assert told[-1].outlook is None and told[-1].phase is Phase.DISKS
     step.expect(Outlook(2, 5.0, 0.1))
     time.now += 1
-    step.report(31_000, 60_000, "memory")
-    assert (told[-1].outlook, told[-1].phase) == (Outlook(2, 5.0, 0.1), "memory")
+    step.report(31_000, 60_000, Phase.MEMORY)
+    assert (told[-1].outlook, told[-1].phase) == (Outlook(2, 5.0, 0.1), Phase.MEMORY)
     assert told[-2].rate == pytest.approx(1000) and told[-2].eta == pytest.approx(31)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from threading import Event
 
 from whimbrel.domain.errors import Cancelled, TimedOut
-from whimbrel.migration.messages import Outlook, Steering
+from whimbrel.migration.messages import Outlook, Phase, Steering
 from whimbrel.ops import clock
 
 REPORT_INTERVAL = 1.0
@@ -31,7 +31,7 @@ class Measure:
     total: int
     rate: float
     eta: float | None
-    phase: str
+    phase: Phase
     outlook: Outlook | None
 
 
@@ -98,7 +98,7 @@ class StepControl:
         """Let the step go on so from now."""
         self._steering = steering
 
-    def report(self, done: int, total: int, phase: str = "disks") -> None:
+    def report(self, done: int, total: int, phase: Phase = Phase.DISKS) -> None:
         """Say how far the step is, in bytes; cheap, sent at most once a second (and at the end)."""
         now = clock.monotonic()
         moved = done != self._done

@@ -196,9 +196,9 @@ def amount(progress: Progress) -> str:
     """Write how far a copy is: percent, bytes, rate, what is left, and what is to be expected while the guest runs."""
     share = f"{100 * progress.done // progress.total:3} %  " if progress.total else ""
     left = f", {duration(progress.eta)} left" if progress.eta is not None else ""
-    what = "" if progress.phase == "disks" else f" of {progress.phase}"
-    moved = f"{mebibytes(progress.done)} of {mebibytes(progress.total)}{what}, {mebibytes(progress.rate)}/s"
-    return f"{share}{moved}{left}{_outlook(progress)}"
+    what = "" if progress.phase == "disks" else f"  ({progress.phase})"
+    moved = f"{mebibytes(progress.done)} of {mebibytes(progress.total)}, {mebibytes(progress.rate)}/s"
+    return f"{share}{moved}{left}{what}{_outlook(progress)}"
 
 
 def _outlook(progress: Progress) -> str:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from whimbrel.domain.migration import Where
 from whimbrel.domain.server import PowerState
-from whimbrel.migration.messages import Facts, Foresee, Foresight, Order, Outlook, Steering
+from whimbrel.migration.messages import Facts, Foresee, Foresight, Order, Outlook, Phase, Steering
 
 
 class Control(Protocol):
@@ -34,7 +34,7 @@ class Control(Protocol):
     def steering(self) -> Steering:
         """Return how fast to copy and whether to hurry, as it was said last."""
 
-    def report(self, done: int, total: int, phase: str = "disks") -> None:
+    def report(self, done: int, total: int, phase: Phase = Phase.DISKS) -> None:
         """Say how far the step is, in bytes; cheap, sent at most once a second."""
 
     def expect(self, outlook: Outlook) -> None:

@@ -18,6 +18,7 @@ from whimbrel.agent.disks.fetch import Blocks, from_store
 from whimbrel.agent.disks.frames import SHA256
 from whimbrel.domain.errors import Cancelled, StepError, TimedOut
 from whimbrel.domain.server import Image
+from whimbrel.migration.messages import Phase
 from whimbrel.migration.ports import Control
 
 
@@ -102,7 +103,7 @@ class ImageCache:
                     raise StepError(f"more than its {image.size_bytes} bytes came")
                 digest.update(block)
                 file.write(block)
-                control.report(done, image.size_bytes, "fetching the base image")
+                control.report(done, image.size_bytes, Phase.IMAGE)
             file.flush()
             os.fsync(file.fileno())
         if digest.hexdigest() != image.sha256:

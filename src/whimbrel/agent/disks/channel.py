@@ -25,7 +25,7 @@ from whimbrel.agent.disks.session import Children, Session
 from whimbrel.domain.errors import StepError, TimedOut
 from whimbrel.domain.server import DiskRole
 from whimbrel.identity.enrolment import CLIENT_KEY
-from whimbrel.migration.messages import Facts, Order, Pass, Place
+from whimbrel.migration.messages import Facts, Order, Pass, Phase, Place
 from whimbrel.migration.ports import Control
 from whimbrel.ops import clock, ids
 from whimbrel.ops.settings import Agent
@@ -83,7 +83,7 @@ class CopySlots:
             while not self._is_in(key):
                 if clock.monotonic() > patience:
                     raise TimedOut(f"No copy slot was free for {SLOT_LIMIT / 60:g} minutes; raise `max_copies`.")
-                control.report(0, 0, "waiting for a copy slot")
+                control.report(0, 0, Phase.TURN)
                 control.wait(0.2)
                 control.restart_limit()
         except StepError:

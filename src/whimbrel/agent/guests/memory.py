@@ -31,7 +31,7 @@ from whimbrel.agent.guests.libvirt import ALIVE, LibvirtGuests, qemu_processes
 from whimbrel.agent.guests.opened import refuse_opened
 from whimbrel.domain.errors import CannotTell, StepError
 from whimbrel.domain.server import DiskRole, PowerState
-from whimbrel.migration.messages import Facts, Order, Outlook
+from whimbrel.migration.messages import Facts, Order, Outlook, Phase
 from whimbrel.migration.ports import Control
 from whimbrel.ops import clock
 from whimbrel.ops.settings import Agent
@@ -324,7 +324,7 @@ class LibvirtMemory:
             raise StepError(f"QEMU could not send the memory of server {order.server}: {why}.")
         memory = found.get("ram", {})
         control.expect(_outlook(found, memory))
-        control.report(sent.bytes, sent.bytes + int(memory.get("remaining", 0)), "memory")
+        control.report(sent.bytes, sent.bytes + int(memory.get("remaining", 0)), Phase.MEMORY)
         return found
 
     def _query(self, server: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from whimbrel.api.call import Version
 from whimbrel.api.views.state import migration_status
-from whimbrel.migration.messages import Progress
+from whimbrel.migration.messages import Phase, Progress
 from whimbrel.ops import clock
 from whimbrel.store.moves import Move
 
@@ -43,7 +43,7 @@ def in_progress(
 ) -> dict[str, Any]:
     """Return a live migration in progress; bytes are those of the round that `word` tells of, of memory or of disks."""
     row = move.row
-    about = "memory" if word is not None and word.phase == "memory" else "disk"
+    about = "memory" if word is not None and word.phase is Phase.MEMORY else "disk"
     view: dict[str, Any] = {
         "id": row.id,
         "server_uuid": row.server_id,
