@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,17 @@ class Found:
 
     speeds: list[float] = field(default_factory=list)
     costs: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Wire:
+    """One kind of data over one wire: seconds of the plain copy, of the engine's own, and its bytes over the data's."""
+
+    data: str
+    speed: str
+    plain: float
+    chosen: float
+    share: float
 
 
 @dataclass(frozen=True)
@@ -119,6 +131,36 @@ def resumed(lab: Lab, cloud: Cloud, gib: int, rounds: int) -> float:
     keep(NAME, f"bytes after a cut at half over the whole, {gib} GiB", "", shares, 1.0, 0.6)
     cloud.delete(server)
     return statistics.median(shares)
+
+
+def compressed(lab: Lab, cloud: Cloud, mib: int, rounds: int) -> list[Wire]:
+    """Copy data over wires of several speeds: from h1 as the engine decides, from h2, whose agent is set so, plain."""
+    settings = lab.host("h2").dir / "agent.toml"
+    settings.write_text(settings.read_text(encoding="utf-8").replace("[agent]\n", "[agent]\ncompress = false\n"))
+    lab.kill("agent", "h2")
+    lab.start("agent", "h2")
+    found = []
+    for kind, content in (("random", os.urandom), ("records", _records)):
+        server = _stopped_server(lab, cloud, mib // 1024 + 2, data_mib=mib, content=content)
+        for wire in ("1gbit", "100mbit", None):
+            lab.limit("h2", wire)
+            seconds: dict[str, list[float]] = {"h1": [], "h2": []}
+            shares: dict[str, list[float]] = {"h1": [], "h2": []}
+            for _ in range(2 * rounds):
+                source = host_of(cloud, server)
+                cloud.timed(server, {"migrate": None}, "VERIFY_RESIZE")
+                facts = _facts(cloud, server)["copy_disks"]
+                took = {step["step"]: step["seconds"] for step in steps(cloud, server)}
+                cloud.timed(server, {"confirmResize": None}, "SHUTOFF")
+                seconds[source].append(took["copy_disks"] + took["verify_disks"])
+                shares[source].append(facts["bytes"] / facts["allocated"])
+            what = f"{mib} MiB of {kind} over {wire or 'the bare link'}"
+            keep(NAME, f"copy, compressed where it pays, {what}", "s", seconds["h1"], None, None)
+            keep(NAME, f"copy, never compressed, {what}", "s", seconds["h2"], None, None)
+            plain, chosen, share = map(statistics.median, (seconds["h2"], seconds["h1"], shares["h1"]))
+            found.append(Wire(kind, wire or "bare", plain, chosen, share))
+        cloud.delete(server)
+    return found
 
 
 def memory(lab: Lab, cloud: Cloud, sizes: tuple[tuple[int, int], ...]) -> dict[int, float]:
@@ -203,8 +245,10 @@ def _by_hand(lab: Lab, one: Reference) -> float:
 # --- whole moves ----------------------------------------------------------------------------------------
 
 
-def _stopped_server(lab: Lab, cloud: Cloud, gib: int, data_mib: int | None = None) -> str:
-    """Return a stopped server whose disk holds random data behind what its guest uses."""
+def _stopped_server(
+    lab: Lab, cloud: Cloud, gib: int, data_mib: int | None = None, content: Callable[[int], bytes] = os.urandom
+) -> str:
+    """Return a stopped server whose disk holds data, random if nothing is said, behind what its guest uses."""
     disk = gib + 2 if data_mib is None else gib
     flavor = cloud.flavor(f"copy{disk}", vcpus=1, ram=128, disk=disk)
     server = cloud.create(f"copy{disk}", flavor, user_data="writer.interval_ms=50\n")
@@ -214,7 +258,7 @@ def _stopped_server(lab: Lab, cloud: Cloud, gib: int, data_mib: int | None = Non
     path = host.dir / "instances" / server / "disk-0"
     chunk = lab.dir / "chunk"
     size = min(256, data_mib or 256)
-    chunk.write_bytes(os.urandom(size * MIB))
+    chunk.write_bytes(content(size * MIB))
     for number in range((data_mib or gib * 1024) // size):
         where = (1024 + number * size) * MIB
         subprocess.run(
@@ -224,6 +268,19 @@ def _stopped_server(lab: Lab, cloud: Cloud, gib: int, data_mib: int | None = Non
         )
     chunk.unlink()
     return server
+
+
+def _records(size: int) -> bytes:
+    """Return lines as a log has them: a third of them is chance."""
+    lines = (
+        f"2026-01-01T00:{n % 60:02}:00Z host{n % 40} unit {os.urandom(8).hex()} took {n % 977} ms\n" for n in count()
+    )
+    content = bytearray()
+    for line in lines:
+        content += line.encode()
+        if len(content) >= size:
+            return bytes(content[:size])
+    raise AssertionError("the lines have no end")
 
 
 def _at_rest(cloud: Cloud, server: str) -> float:

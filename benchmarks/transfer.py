@@ -31,7 +31,9 @@ Table = dict[str, dict[int, float]]
 def main() -> None:
     """Measure, keep the rows, and write tables and pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", default=["downtime", "live", "copy"], help="downtime, live, copy")
+    parser.add_argument(
+        "parts", nargs="*", default=["downtime", "live", "copy", "wires"], help="downtime, live, copy, wires"
+    )
     parser.add_argument("--sizes", default="200,1024,2048", help="MiB of data, with commas")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--moves", type=int, default=100, help="live moves in a row")
@@ -47,6 +49,8 @@ def main() -> None:
                 _in_a_row(lab, cloud, given.moves)
             if "copy" in given.parts:
                 _copy(lab, cloud, given.gib, given.rounds)
+            if "wires" in given.parts:  # the last one: it changes a host's settings
+                _wires(lab, cloud, given.rounds)
         finally:
             lab.down()
 
@@ -87,6 +91,15 @@ def _copy(lab: Lab, cloud: Cloud, gib: int, rounds: int) -> None:
     peaks = copying.memory(lab, cloud, ((2, 256), (20, 256), (20 + gib, gib * 1024)))
     rest += [[f"memory of an agent or receiver, disk of {size} GiB", f"{peak:.0f} MiB"] for size, peak in peaks.items()]
     _publish("rest", ["", ""], rest)
+
+
+def _wires(lab: Lab, cloud: Cloud, rounds: int) -> None:
+    head = ["data", "wire", "never compressed", "as the engine decides", "bytes sent over held"]
+    lines = [
+        [one.data, one.speed, f"{one.plain:.1f} s", f"{one.chosen:.1f} s", f"{one.share:.2f}"]
+        for one in copying.compressed(lab, cloud, 512, rounds)
+    ]
+    _publish("wires", head, lines)
 
 
 def _by_mode(lab: Lab, cloud: Cloud, size: int, rounds: int) -> dict[str, list[float]]:

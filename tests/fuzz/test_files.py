@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
+import zstandard
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +24,7 @@ from tests.unit.test_images import qcow2
 from whimbrel.agent.directories import MANIFEST, read_manifest
 from whimbrel.agent.disks.checks import refuse_disk, refuse_image
 from whimbrel.agent.disks.configdrive import meta_data, network_data
-from whimbrel.agent.disks.frames import BLOCK, DATA, HEADER, MESSAGE, MESSAGE_LIMIT, VERSION
+from whimbrel.agent.disks.frames import BLOCK, DATA, HEADER, MESSAGE, MESSAGE_LIMIT, PACKED, VERSION, ZERO
 from whimbrel.agent.disks.holder import HOLDER
 from whimbrel.agent.disks.receive import Inlet, Receiver
 from whimbrel.agent.guests import xml
@@ -228,9 +229,13 @@ def frame(kind: int, payload: bytes, offset: int = 0) -> bytes:
     return HEADER.pack(kind, len(payload), offset) + payload
 
 
+BOMB, SMALL = (zstandard.ZstdCompressor().compress(bytes(size)) for size in (64 << 20, 4096))
+
 FRAMES = st.one_of(
     st.builds(frame, st.just(MESSAGE), MESSAGES),
     st.builds(frame, st.just(DATA), st.binary(max_size=64), st.sampled_from((0, 1, 63, 64, 2**63, 2**64 - 1))),
+    st.builds(frame, st.just(ZERO), st.binary(max_size=8) | st.sampled_from((b"\xff" * 8, (4096).to_bytes(8, "big")))),
+    st.builds(frame, st.just(PACKED), st.binary(max_size=64) | st.sampled_from((BOMB, BOMB[:-1], SMALL, SMALL[:-1]))),
     st.binary(max_size=30),
     st.builds(lambda length: HEADER.pack(DATA, length, 0), st.sampled_from((BLOCK + 1, MESSAGE_LIMIT + 1, 2**32 - 1))),
 )

@@ -8,7 +8,9 @@ though one disk of one machine carries all of them.
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -125,8 +127,8 @@ class Host:
 
     def wait_ready(self) -> None:
         """Wait until libvirt answers; raise Unavailable after 30 s."""
-        socket = self.dir / "run" / "libvirt" / "libvirt-sock"
-        if not wait_until(socket.exists, LIBVIRT_DEADLINE):
+        address = self.dir / "run" / "libvirt" / "libvirt-sock"
+        if not wait_until(lambda: _listens(address), LIBVIRT_DEADLINE):
             log = self.lab_dir / "logs" / f"libvirtd@{self.name}.log"
             raise Unavailable(f"libvirtd on {self.name} did not answer within {LIBVIRT_DEADLINE:g} s; see {log}.")
 
@@ -235,3 +237,16 @@ def _command_line(pid: int) -> list[str]:
         return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
     except OSError:
         return []
+
+
+def _listens(address: Path) -> bool:
+    """Return whether somebody listens there; a daemon that was killed leaves its socket's name behind."""
+    try:
+        directory = os.open(address.parent, os.O_PATH)  # the whole path may be longer than a socket's name may be
+    except FileNotFoundError:
+        return False
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(f"/proc/self/fd/{directory}/{address.name}") == 0
+    finally:
+        os.close(directory)

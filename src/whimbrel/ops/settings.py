@@ -159,6 +159,8 @@ class Agent(msgspec.Struct, forbid_unknown_fields=True):
     """Bytes per second that all copies from this host may send together."""
     link_rate: Rate | None = None
     """Bytes per second that copies from this host may send to each other host."""
+    compress: bool = True
+    """Whether copies from this host are compressed while that saves time, which is measured as they go."""
     stall_timeout: Seconds = 60
     root_disk: str = "qcow2"
     heartbeat_interval: Seconds = 10

@@ -18,6 +18,7 @@ from whimbrel.agent.disks import qcow2
 from whimbrel.agent.disks.channel import SshChannels
 from whimbrel.agent.disks.frames import EARLIER, LOG, Range
 from whimbrel.agent.disks.mapping import Clusters, Unreadable, read_bitmaps, refuse_unusual
+from whimbrel.agent.disks.packing import Packer
 from whimbrel.agent.disks.precopy import PreCopy, clusters_of
 from whimbrel.agent.disks.send import Copy, Outgoing
 from whimbrel.domain.errors import CannotTell, StepError
@@ -50,10 +51,13 @@ class Log(Protocol):
 class Copies:
     """One copy per server and attempt."""
 
-    def __init__(self, channels: SshChannels, log: Log | None, manner: str = Manner.AUTO) -> None:
+    def __init__(
+        self, channels: SshChannels, log: Log | None, manner: str = Manner.AUTO, *, compress: bool = True
+    ) -> None:
         self._channels = channels
         self._manner = Manner(manner)
         self._log = log
+        self._compress = compress
         self._under_way: dict[tuple[str, str], PreCopy] = {}
         self._last_written: dict[tuple[str, str], dict[str, Clusters | None]] = {}
 
@@ -164,7 +168,8 @@ class Copies:
 
     def _begin_copy(self, order: Order, paths: list[Path], control: Control) -> Copy:
         files, pace = [Outgoing(path) for path in paths], self._channels.paces.of(order)
-        copy = Copy(files, lambda control: self._channels.session(order, control), pace)
+        packer = Packer() if self._compress else None
+        copy = Copy(files, lambda control: self._channels.session(order, control), pace, packer)
         try:
             copy.begin(control)
         except BaseException:
@@ -203,7 +208,7 @@ def _last_round(copy: Copy, parts: Mapping[Outgoing, Iterable[Range]], home: Pat
     copy.send({**parts, **beside}, control)
     mended = copy.settle(control)
     held = sum(file.allocated for file in copy.files)
-    return {"mended": mended, "allocated": held, **told, "disks": copy.finish(control)}
+    return {"mended": mended, "allocated": held, "packed": copy.packed, **told, "disks": copy.finish(control)}
 
 
 def _console(copy: Copy, home: Path, control: Control) -> tuple[dict[Outgoing, list[Range]], Facts]:

@@ -2,11 +2,13 @@
 
     kind (1 byte)   payload length (4 bytes)   offset in the file (8 bytes)   payload
 
-A MESSAGE is a JSON object. DATA is bytes of the file that the last `file` message named; ZERO is the length (8 bytes)
-of a part of it that is to read as zeros. The source asks and sends, the target answers:
+A MESSAGE is a JSON object. DATA is bytes of the file that the last `file` message named, and PACKED one Zstandard frame
+of such bytes; ZERO is the length (8 bytes) of a part of it that is to read as zeros. The source asks and sends, the
+target answers:
 
     source  {"hello": version, "probe"}                          target  {"host", "free", "prepared", "probe"}
-    source  {"begin": true}                                      target  {"begun": true, "receives": [name]}
+    source  {"begin": true}                                      target  {"begun": true, "receives": [name],
+                                                                  "unpacks": true}
     source  {"table": name}                                      target  {"digests": hex, "more": bool} ...
     source  {"file": name, "size": bytes}, then DATA, ZERO ...   target  {"written": bytes} now and then
     source  {"check": true}                                      target  {"read": bytes} ... {"checked": {name: digest}}
@@ -35,11 +37,11 @@ from typing import Any
 
 VERSION = 3
 HEADER = struct.Struct(">BIQ")
-MESSAGE, DATA, ZERO = 1, 2, 3
+MESSAGE, DATA, ZERO, PACKED = 1, 2, 3, 4
 LENGTH = struct.Struct(">Q")
 
 BLOCK = 1 << 20
-"""The most bytes in one DATA frame."""
+"""The most bytes in one DATA frame, and that one PACKED frame may hold."""
 
 GRANULE = 1 << 16
 """What a digest covers: a file is compared, sent and mended in such pieces. It is also the cluster of a qcow2 disk."""

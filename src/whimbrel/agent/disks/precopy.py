@@ -56,7 +56,7 @@ class PreCopy:
             fastest = max(row["bytes"] / row["seconds"] for row in done)
             if looked <= fastest * BUDGET or (len(done) > 2 and looked > WORTH * before):
                 break
-        return {"rounds": done, "bytes": self.copy.sent}
+        return {"rounds": done, "bytes": self.copy.sent, "packed": self.copy.packed}
 
     def go_on(self, written: Mapping[str, list[Range]], control: Control) -> dict[str, Any]:
         """Do one more round, of what the guest has written in the interval that has ended."""

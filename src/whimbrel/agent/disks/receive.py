@@ -34,6 +34,7 @@ from whimbrel.agent.disks.frames import (
     MESSAGE,
     MESSAGE_LIMIT,
     NOT_HERE,
+    PACKED,
     PROBE,
     RECEIVED,
     SHA256,
@@ -54,6 +55,9 @@ IDLE_WITHIN = 900.0
 """Seconds to wait for the next frame of a copy: between the rounds and the rest the guest takes its time to stop."""
 
 ACKNOWLEDGE_EVERY = 8 << 20
+
+MOST = {MESSAGE: MESSAGE_LIMIT, DATA: BLOCK, ZERO: LENGTH.size, PACKED: BLOCK}
+"""The most bytes in a frame of each kind."""
 
 TABLE_PART = 1000
 """Digests in one answer."""
@@ -78,7 +82,7 @@ class Inlet:
         """Return (kind, offset, payload) of the next frame; the payload is valid until the next call. Raise Gone."""
         self._fill(memoryview(self._header))
         kind, length, offset = HEADER.unpack(self._header)
-        if kind not in (MESSAGE, DATA, ZERO) or length > (BLOCK if kind == DATA else MESSAGE_LIMIT):
+        if length > MOST.get(kind, -1):
             raise StepError("The channel carries something that is not a copy; is the source of another release?")
         payload = memoryview(self._payload)[:length]
         self._fill(payload)
@@ -145,7 +149,7 @@ class Receiver:
         # Only now that nobody else may write: it may have been shut while this one waited.
         self._receives = (read_manifest(incoming) or {}).get("receives", {})
         (incoming / RECEIVED).unlink(missing_ok=True)
-        self._answer({"begun": True, "receives": sorted(self._receives)})
+        self._answer({"begun": True, "receives": sorted(self._receives), "unpacks": True})
         try:
             while self._step(directory):
                 pass
@@ -188,6 +192,8 @@ class Receiver:
             if "end" in (content_of(payload) or {}):
                 return False
             raise StepError("a message came in the middle of a guest's memory; is the source of another release?")
+        if kind != DATA:
+            raise StepError("a guest's memory comes as plain data only; is the source of another release?")
         room = select.poll()
         room.register(outlet, select.POLLOUT)
         self._written += len(payload)
@@ -210,6 +216,8 @@ class Receiver:
         if kind == ZERO:
             self._current.zero(offset, _length_in(payload))
             return True
+        if kind == PACKED:
+            payload = _unpacked(payload)
         self._current.write(offset, payload)
         self._written += len(payload)
         if self._written - self._acknowledged >= ACKNOWLEDGE_EVERY:
@@ -292,6 +300,15 @@ class Receiver:
             free = free_bytes(self._root) >> 20
             return f"No space left on host {self._host}: {free} MiB free in {self._root}."
         return f"Host {self._host} cannot write in {self._root}: {error.strerror or error}."
+
+
+def _unpacked(payload: memoryview) -> memoryview:
+    from whimbrel.agent.disks.packing import unpack  # few copies need it, and the receiver is to start fast
+
+    try:
+        return memoryview(unpack(payload, BLOCK))
+    except ValueError as error:
+        raise StepError(f"A packed piece cannot be unpacked ({error}); is the source of another release?") from error
 
 
 def _length_in(payload: memoryview) -> int:

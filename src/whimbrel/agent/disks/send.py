@@ -19,10 +19,12 @@ from typing import Any, TypeVar
 from whimbrel.agent.disks.extents import blocks, open_disk, read_block, survey, whole_granules
 from whimbrel.agent.disks.frames import BLOCK, GRANULE, Range
 from whimbrel.agent.disks.pace import Pace
+from whimbrel.agent.disks.packing import Packer
 from whimbrel.agent.disks.session import TURN, ChannelLost, Session
 from whimbrel.agent.disks.table import NOTHING, WIDTH, Table, digest_of
 from whimbrel.domain.errors import StepError, TimedOut
 from whimbrel.migration.ports import Control
+from whimbrel.ops import clock
 
 BUFFERS = 8
 """Blocks read ahead of the channel."""
@@ -154,13 +156,19 @@ class Copy:
     `connect` returns the channel that is open, or another one when that was lost.
     """
 
-    def __init__(self, files: list[Outgoing], connect: Callable[[Control], Session], pace: Pace) -> None:
+    def __init__(
+        self, files: list[Outgoing], connect: Callable[[Control], Session], pace: Pace, packer: Packer | None = None
+    ) -> None:
         self.files = files
         self._connect = connect
         self._pace = pace
         self._session: Session | None = None
+        self._packer = packer
+        self._unpacks = False
         self.sent = 0
-        """Bytes of DATA so far."""
+        """Bytes of the files that crossed so far, as many as they were on the way."""
+        self.packed = 0
+        """Bytes that did not have to cross, because the rest of their pieces was packed."""
         self.receives: frozenset[str] = frozenset()
         """The names that the target takes; one of an older release takes fewer."""
 
@@ -204,7 +212,9 @@ class Copy:
 
     def _introduce(self, control: Control) -> None:
         self.session.tell({"begin": True}, control)
-        receives = self.session.hear("begun", control).get("receives")
+        begun = self.session.hear("begun", control)
+        self._unpacks = begun.get("unpacks") is True  # one of an older release does not
+        receives = begun.get("receives")
         self.receives = frozenset(map(str, receives)) if isinstance(receives, list) else frozenset()
         for file in self.files:
             self._learn(file, control)
@@ -215,8 +225,8 @@ class Copy:
         self._learn(file, control)
 
     def send(self, parts: Mapping[Outgoing, Iterable[Range]], control: Control) -> int:
-        """Bring parts of the files, in whole granules, to the target; return how many bytes crossed."""
-        before = self.sent
+        """Bring parts of the files, in whole granules, to the target; return how many bytes it did not hold."""
+        before = self.sent + self.packed
         total = sum(length for ranges in parts.values() for _, length in ranges)
         looked = 0
         control.report(0, total)
@@ -234,7 +244,7 @@ class Copy:
                 control.report(looked, total)
         finally:
             reader.stop()
-        return self.sent - before
+        return self.sent + self.packed - before
 
     def settle(self, control: Control) -> int:
         """Let the target read back what it has, and mend what is not as it was sent; return the bytes sent again."""
@@ -301,10 +311,23 @@ class Copy:
             places = list(run)
             start, end = places[0] * GRANULE, min((places[-1] + 1) * GRANULE, len(block.data))
             if kind == "data":
-                self._pace.keep(end - start, control)
-                self.session.send(block.offset + start, block.data[start:end], control)
-                self.sent += end - start
+                self._send_data(block.offset + start, block.data[start:end], control)
             elif kind == "zeros":
                 self.session.send_zeros(block.offset + start, end - start, control)
             for place in places if kind else ():
                 held[first + place] = block.digests[place]
+
+    def _send_data(self, offset: int, data: memoryview, control: Control) -> None:
+        packer = self._packer if self._unpacks else None
+        packed = packer.pack(data) if packer else None
+        size = len(data) if packed is None else len(packed)
+        began = clock.monotonic()
+        self._pace.keep(size, control)
+        if packed is None:
+            self.session.send(offset, data, control)
+        else:
+            self.session.send_packed(offset, packed, control)
+        if packer:
+            packer.crossed(size, clock.monotonic() - began)
+        self.sent += size
+        self.packed += len(data) - size

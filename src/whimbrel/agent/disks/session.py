@@ -17,6 +17,7 @@ from whimbrel.agent.disks.frames import (
     LENGTH,
     MESSAGE,
     MESSAGE_LIMIT,
+    PACKED,
     ZERO,
     content_of,
     message,
@@ -100,6 +101,10 @@ class Session:
     def send(self, offset: int, data: memoryview, control: Control) -> None:
         """Send one block of the current file."""
         self._write([memoryview(HEADER.pack(DATA, len(data), offset)), data], control)
+
+    def send_packed(self, offset: int, packed: bytes, control: Control) -> None:
+        """Send one block of the current file that was packed."""
+        self._write([memoryview(HEADER.pack(PACKED, len(packed), offset)), memoryview(packed)], control)
 
     def send_zeros(self, offset: int, length: int, control: Control) -> None:
         """Say that a part of the current file is to read as zeros."""

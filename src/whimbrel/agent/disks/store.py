@@ -50,7 +50,7 @@ class HostDisks:
         self._cache = ImageCache(settings.host, self._directories.root / CACHE, settings.ca_file)
         self._channels = channels
         self._ready = ready
-        self._copies = Copies(channels, log, settings.move)
+        self._copies = Copies(channels, log, settings.move, compress=settings.compress)
 
     def prepare(self, order: Order, control: Control) -> Facts:
         """Make the incoming directory with base image, room and (in a build) new disks and config drive.
