@@ -31,6 +31,9 @@ MIB, GIB = 1 << 20, 1 << 30
 PORT = 2222
 FAST = "aes128-gcm@openssh.com"
 HERE, THERE = f"{INSTANCES_DIR}/bench-data", f"{INSTANCES_DIR}/bench-copy"
+AT_REST = "Whimbrel, at rest"
+SELDOM = 0.5
+"""Seconds between two looks at a copy that is measured: each costs the processors that it is short of."""
 TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -73,13 +76,15 @@ def measure(lab: Lab, cloud: Cloud, gib: int, rounds: int) -> dict[str, Found]:
         else:
             print(f"{one.name}: {one.needs} is not installed, so it is left out", flush=True)
     server = _stopped_server(lab, cloud, gib)
-    ways["Whimbrel, at rest"] = lambda: _at_rest(cloud, server)
+    ways[AT_REST] = lambda: _at_rest(cloud, server)
     baseline = _idle_cost()
     for _ in range(rounds):
         for name, way in ways.items():
             before, began = _busy(), time.monotonic()
             seconds = way()
             cost = _busy() - before - baseline * (time.monotonic() - began)
+            if name == AT_REST:
+                cloud.timed(server, {"confirmResize": None}, "SHUTOFF")
             one = found.setdefault(name, Found())
             one.speeds.append(gib * 1024 / seconds)
             one.costs.append(cost / gib)
@@ -87,7 +92,8 @@ def measure(lab: Lab, cloud: Cloud, gib: int, rounds: int) -> dict[str, Found]:
     ready(lab, cloud, server, 1)
     running = found["Whimbrel, of a running guest"] = Found()
     for number in range(rounds):
-        cloud.timed(server, {"migrate": None}, "VERIFY_RESIZE")
+        cloud.action(server, {"migrate": None})
+        cloud.wait(server, "VERIFY_RESIZE", poll=SELDOM)
         first = _facts(cloud, server)["precopy"]["rounds"][0]
         running.speeds.append(first["bytes"] / MIB / first["seconds"])
         ready(lab, cloud, server, 2 + number)
@@ -148,7 +154,8 @@ def compressed(lab: Lab, cloud: Cloud, mib: int, rounds: int) -> list[Wire]:
             shares: dict[str, list[float]] = {"h1": [], "h2": []}
             for _ in range(2 * rounds):
                 source = host_of(cloud, server)
-                cloud.timed(server, {"migrate": None}, "VERIFY_RESIZE")
+                cloud.action(server, {"migrate": None})
+                cloud.wait(server, "VERIFY_RESIZE", poll=SELDOM)
                 facts = _facts(cloud, server)["copy_disks"]
                 took = {step["step"]: step["seconds"] for step in steps(cloud, server)}
                 cloud.timed(server, {"confirmResize": None}, "SHUTOFF")
@@ -226,6 +233,12 @@ def _references(place: Path) -> list[Reference]:
     return [
         Reference("scp", f"scp -q -F {place}/ssh_config {HERE} target:{THERE}", "scp"),
         Reference("scp, aes128-gcm", f"scp -q -c {FAST} -F {place}/ssh_config {HERE} target:{THERE}", "scp"),
+        Reference(
+            "the same, synced, compared",
+            f"scp -q -c {FAST} -F {place}/ssh_config {HERE} target:{THERE} && here=$(sha256sum < {HERE}) && "
+            f'there=$({ssh} target \'sync {THERE} && sha256sum < {THERE}\') && test "$here" = "$there"',
+            "scp",
+        ),
         Reference("rsync -S", f"rsync -S -e '{ssh}' {HERE} target:{THERE}", "rsync"),
         Reference("ssh pipe, aes128-gcm", f"{ssh} -c {FAST} target 'cat > {THERE}' < {HERE}", "ssh"),
         Reference("nbdcopy over ssh -L", over_nbd, "nbdcopy"),
@@ -284,9 +297,9 @@ def _records(size: int) -> bytes:
 
 
 def _at_rest(cloud: Cloud, server: str) -> float:
-    cloud.timed(server, {"migrate": None}, "VERIFY_RESIZE")
+    cloud.action(server, {"migrate": None})
+    cloud.wait(server, "VERIFY_RESIZE", poll=SELDOM)
     seconds = {step["step"]: step["seconds"] for step in steps(cloud, server)}
-    cloud.timed(server, {"confirmResize": None}, "SHUTOFF")
     return float(seconds["copy_disks"] + seconds["verify_disks"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 WIDTH, HEIGHT, LEFT, LOW = 640, 360, 60, 40
 COLOURS = ("#b5532a", "#2a6fb5", "#2a8f4f", "#888888", "#7a4fa0", "#b59a2a", "#3b3b3b")
@@ -28,7 +29,7 @@ def lines(rows: Mapping[str, Mapping[int, float]], title: str, measure: str) -> 
         _, y = place(0, value)
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.0f}" text-anchor="end">{value:.1f}</text>')
     ends = []
-    for colour, (name, row) in zip(COLOURS, rows.items(), strict=False):
+    for colour, (name, row) in zip(cycle(COLOURS), rows.items(), strict=False):
         points = [place(size, row[size]) for size in sizes if size in row]
         if points:
             path = " ".join(f"{x:.0f},{y:.0f}" for x, y in points)
@@ -48,7 +49,7 @@ def bars(charts: Sequence[tuple[str, Mapping[str, float]]]) -> str:
         parts.append(f'<text x="10" y="{y + 10}" font-weight="bold">{title}</text>')
         y += 20
         most = max(row.values())
-        for colour, (name, value) in zip(COLOURS, row.items(), strict=False):
+        for colour, (name, value) in zip(cycle(COLOURS), row.items(), strict=False):
             length = (WIDTH - 300) * value / most
             parts.append(f'<text x="210" y="{y + 13}" text-anchor="end">{name}</text>')
             parts.append(f'<rect x="218" y="{y}" width="{length:.0f}" height="17" fill="{colour}"/>')

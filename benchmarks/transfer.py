@@ -23,6 +23,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 PEER = {200: 2.22, 1024: 4.63, 2048: 12.86}
 """Seconds that OpenStack Nova's hosts took on the same kind of machine, by MiB of data in a qcow2 disk."""
 
+PARTS = ["downtime", "live", "copy", "rest", "wires"]
 MODES = ("cold", "warm", "live")
 Table = dict[str, dict[int, float]]
 """Seconds by mode and MiB."""
@@ -31,9 +32,7 @@ Table = dict[str, dict[int, float]]
 def main() -> None:
     """Measure, keep the rows, and write tables and pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "parts", nargs="*", default=["downtime", "live", "copy", "wires"], help="downtime, live, copy, wires"
-    )
+    parser.add_argument("parts", nargs="*", default=PARTS, help=f"of {', '.join(PARTS)}")
     parser.add_argument("--sizes", default="200,1024,2048", help="MiB of data, with commas")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--moves", type=int, default=100, help="live moves in a row")
@@ -49,6 +48,8 @@ def main() -> None:
                 _in_a_row(lab, cloud, given.moves)
             if "copy" in given.parts:
                 _copy(lab, cloud, given.gib, given.rounds)
+            if "rest" in given.parts:
+                _rest(lab, cloud, given.gib)
             if "wires" in given.parts:  # the last one: it changes a host's settings
                 _wires(lab, cloud, given.rounds)
         finally:
@@ -84,6 +85,9 @@ def _copy(lab: Lab, cloud: Cloud, gib: int, rounds: int) -> None:
     costs = {name: statistics.median(one.costs) for name, one in found.items() if one.costs}
     drawn = picture.bars([("MiB per second", speeds), ("processor seconds per GiB, both hosts", costs)])
     (DOCS / "copying.svg").write_text(drawn, encoding="utf-8")
+
+
+def _rest(lab: Lab, cloud: Cloud, gib: int) -> None:
     rest = [
         ["bytes on the wire over allocated, 256 MiB in a disk of 20 GiB", f"{copying.empty_disk(lab, cloud):.3f}"],
         [f"bytes after a cut at half over the whole, {gib} GiB", f"{copying.resumed(lab, cloud, gib, 3):.2f}"],
