@@ -7,6 +7,7 @@ from itertools import cycle
 
 WIDTH, HEIGHT, LEFT, LOW = 640, 360, 60, 40
 COLOURS = ("#b5532a", "#2a6fb5", "#2a8f4f", "#888888", "#7a4fa0", "#b59a2a", "#3b3b3b")
+OURS, OTHERS = "#2a6fb5", "#a8a8a8"
 
 
 def lines(rows: Mapping[str, Mapping[int, float]], title: str, measure: str) -> str:
@@ -42,14 +43,15 @@ def lines(rows: Mapping[str, Mapping[int, float]], title: str, measure: str) -> 
     return _page(parts, HEIGHT)
 
 
-def bars(charts: Sequence[tuple[str, Mapping[str, float]]]) -> str:
-    """Draw charts of horizontal bars below one another, each with its title."""
+def bars(charts: Sequence[tuple[str, Mapping[str, float]]], ours: str) -> str:
+    """Draw charts of horizontal bars below one another, each with its title; what begins with `ours` stands out."""
     parts, y = [], 10
     for title, row in charts:
         parts.append(f'<text x="10" y="{y + 10}" font-weight="bold">{title}</text>')
         y += 20
         most = max(row.values())
-        for colour, (name, value) in zip(cycle(COLOURS), row.items(), strict=False):
+        for name, value in row.items():
+            colour = OURS if name.startswith(ours) else OTHERS
             length = (WIDTH - 300) * value / most
             parts.append(f'<text x="210" y="{y + 13}" text-anchor="end">{name}</text>')
             parts.append(f'<rect x="218" y="{y}" width="{length:.0f}" height="17" fill="{colour}"/>')

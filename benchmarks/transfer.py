@@ -83,7 +83,9 @@ def _copy(lab: Lab, cloud: Cloud, gib: int, rounds: int) -> None:
     _publish("copy", ["", "speed", "of scp's", "processor time per GiB"], [row(*pair) for pair in found.items()])
     speeds = {name: statistics.median(one.speeds) for name, one in found.items()}
     costs = {name: statistics.median(one.costs) for name, one in found.items() if one.costs}
-    drawn = picture.bars([("MiB per second", speeds), ("processor seconds per GiB, both hosts", costs)])
+    drawn = picture.bars(
+        [("MiB per second", speeds), ("processor seconds per GiB, both hosts", costs)], ours="Whimbrel"
+    )
     (DOCS / "copying.svg").write_text(drawn, encoding="utf-8")
 
 
