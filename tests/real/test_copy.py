@@ -61,7 +61,7 @@ def receiver(pair: Pair) -> int:
     return pid
 
 
-def copying(pair: Pair, then: Callable[[], None], after: int = 1) -> StepControl:
+def copying(pair: Pair, then: Callable[[], None], after: int = 1, stall: float = 30) -> StepControl:
     """Return a control that does something when so many bytes of the copy have moved."""
 
     class Watching(StepControl):
@@ -73,7 +73,7 @@ def copying(pair: Pair, then: Callable[[], None], after: int = 1) -> StepControl
                 self.done_once = True
                 then()
 
-    return Watching(60, stall=2)
+    return Watching(60, stall=stall)
 
 
 def test_a_copy_is_whole_keeps_holes_and_leaves_swap_behind(pair: Pair) -> None:
@@ -192,7 +192,7 @@ def test_a_silent_target_is_given_up_after_the_stall_limit(pair: Pair) -> None:
     begun = clock.monotonic()
     try:
         with pytest.raises(TimedOut):
-            pair.push(opened, copying(pair, stop))
+            pair.push(opened, copying(pair, stop, stall=2))
         assert clock.monotonic() - begun < 10
     finally:
         os.kill(stopped[0], signal.SIGKILL)
