@@ -97,14 +97,15 @@ async def controller(conf: settings.Settings, bus: Bus) -> None:
 ROLES: dict[str, Role] = {role.__name__: role for role in (api, scheduler, conductor, agent, controller)}
 
 
-def run(name: str, conf: settings.Settings) -> None:
-    """Run a role until SIGTERM or SIGINT; raise WhimbrelError when it cannot start or go on."""
+def run(name: str, config: Path) -> None:
+    """Run a role by its settings file until SIGTERM or SIGINT; raise WhimbrelError when it cannot start or go on."""
+    conf = settings.load(config)
     host = conf.agent.host if name == "agent" and conf.agent else None
     log.configure(name, conf.logs, host=host)
     if name != "agent" and conf.database is not None:
         _count_books(conf, conf.database.url)
     metrics.serve(conf.metrics)
-    asyncio.run(_run(name, conf))
+    asyncio.run(_run(name, conf, config))
 
 
 def _count_books(conf: settings.Settings, url: str) -> None:
@@ -129,13 +130,15 @@ def keep(conf: settings.Settings) -> None:
     keeper.run(conf.agent, stop)
 
 
-async def _run(name: str, conf: settings.Settings) -> None:
+async def _run(name: str, conf: settings.Settings, config: Path) -> None:
     bus = bus_of(name, conf)
     await bus.start()
     work = asyncio.create_task(_role(name, conf, bus))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, work.cancel)
+    if name == "agent" and conf.agent is not None:
+        loop.add_signal_handler(signal.SIGHUP, _renew, conf.agent, config)
     try:
         with contextlib.suppress(asyncio.CancelledError):
             await work
@@ -143,6 +146,16 @@ async def _run(name: str, conf: settings.Settings) -> None:
         raise _first(group) from group
     finally:
         await bus.close()
+
+
+def _renew(mine: settings.Agent, config: Path) -> None:
+    """Read again what may change while the agent runs; a fault in the file is logged, and everything stays."""
+    try:
+        taken = settings.renew(mine, config)
+    except SettingsError as error:
+        _log.error("settings_not_read_again", fault=str(error))
+    else:
+        _log.info("settings_read_again", **taken)
 
 
 def bus_of(name: str, conf: settings.Settings) -> AmqpBus:

@@ -18,7 +18,6 @@ from whimbrel.agent import executor
 from whimbrel.conductor import drive, service
 from whimbrel.domain.migration import Verb
 from whimbrel.lab.processes import wait_until
-from whimbrel.ops import settings
 from whimbrel.store.engine import Store
 
 
@@ -92,7 +91,7 @@ def main(role: str, config: str, directory: str) -> None:
         gate_agent(gates)
     elif role == "conductor":
         gate_conductor(gates)
-    roles.run(role, settings.load(Path(config)))
+    roles.run(role, Path(config))
 
 
 if __name__ == "__main__":

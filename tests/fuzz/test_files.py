@@ -270,7 +270,7 @@ def converse(root: Path, sent: bytes) -> list[dict[str, Any]]:
     feeder = threading.Thread(target=feed)
     feeder.start()
     try:
-        Receiver("h2", root, (SERVER, ATTEMPT), Inlet(in_read), out_write).run()
+        Receiver("h2", root, (SERVER, ATTEMPT), Inlet(in_read, None), out_write).run()
     finally:
         os.close(in_read)
         os.close(out_write)

@@ -27,6 +27,7 @@ from whimbrel.agent.disks.copies import CARRYING
 from whimbrel.agent.disks.extents import allocated, write_zeros
 from whimbrel.agent.disks.frames import EARLIER, GRANULE, MOST_CONSOLE, Range
 from whimbrel.agent.disks.mapping import read_bitmaps
+from whimbrel.agent.disks.pace import LOOSE
 from whimbrel.agent.disks.session import Session
 from whimbrel.agent.disks.store import HostDisks
 from whimbrel.domain.errors import Cancelled, StepError, TimedOut
@@ -196,6 +197,16 @@ def test_a_silent_target_is_given_up_after_the_stall_limit(pair: Pair) -> None:
         assert clock.monotonic() - begun < 10
     finally:
         os.kill(stopped[0], signal.SIGKILL)
+
+
+def test_a_target_takes_no_more_per_second_than_it_says(pair: Pair) -> None:
+    pair.make_server(16)
+    with (pair.directory / "agent.toml").open("a") as file:
+        file.write(f"receive_rate = {4 * MIB}\n")
+    begun = clock.monotonic()
+    pushed = pair.push(pair.open(), patience(stall=5))
+    assert clock.monotonic() - begun > 16 / 4 - LOOSE
+    pair.verify(pushed)
 
 
 def test_a_cancelled_copy_ends_at_once(pair: Pair) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -93,6 +95,35 @@ def test_a_copy_is_bounded_and_hurried_on_while_it_runs(cloud: Cloud, live: bool
         server.wait("VERIFY_RESIZE")
         server.assert_nothing_lost("h2")
     assert len(server.fact("precopy", "rounds")) == 1, "there was no second round"
+
+
+def test_a_hosts_limit_is_read_again_while_a_copy_runs_and_a_faulty_file_changes_nothing(cloud: Cloud) -> None:
+    server = cloud.create("fill_mib=12")
+    agent, config = cloud.lab.host("h1").find("agent"), cloud.lab.host("h1").dir / "agent.toml"
+    assert agent is not None
+    normal = config.read_text()
+    assert "\n[agent]\n" in normal
+
+    def reread(content: str) -> None:
+        config.write_text(content)
+        os.kill(agent, signal.SIGHUP)
+
+    try:
+        reread(normal.replace("\n[agent]\n", f"\n[agent]\ncopy_rate = {256 << 10}\n"))
+        server.migrate()
+        server.at_step("precopy", "doing")
+        number = server.migration()["id"]
+        wait_for("the limit to hold", lambda: 0 < cloud.progress(number).get("rate", 0) < 400 << 10)
+        reread(normal.replace("\n[agent]\n", '\n[agent]\ncopy_rate = "fast"\n'))
+        assert not wait_until(lambda: cloud.progress(number).get("rate", 0) > 400 << 10, 5.0)
+        assert server.steps()["precopy"]["mark"] == "doing"
+    finally:
+        reread(normal)
+    server.wait("VERIFY_RESIZE")
+    server.assert_nothing_lost("h2")
+    assert cloud.lab.host("h1").find("agent") == agent
+    server.confirm()
+    cloud.assert_tidy({server: "h2"})
 
 
 def test_a_server_that_wants_to_be_moved_cold_is_stopped_first_and_the_row_says_so(cloud: Cloud) -> None:

@@ -30,10 +30,15 @@ def _with_config(command: Any) -> Any:
 
 def _role(name: str) -> click.Command:
     def run(config: Path) -> None:
-        roles.run(name, settings.load(config))
+        roles.run(name, config)
 
     summary = (roles.ROLES[name].__doc__ or "").partition("\n")[0]
     text = f"{summary}\n\nIt ends in good order on SIGTERM, with exit code 0; what it was doing is written down."
+    if name == "agent":
+        keys = " and ".join(f"agent.{key}" for key in settings.RENEWED)
+        text += (
+            f"\n\nOn SIGHUP it reads {keys} again, also for the copies that run; all else counts from the next start."
+        )
     return click.command(name, help=text)(_with_config(run))
 
 

@@ -159,6 +159,8 @@ class Agent(msgspec.Struct, forbid_unknown_fields=True):
     """Bytes per second that all copies from this host may send together."""
     link_rate: Rate | None = None
     """Bytes per second that copies from this host may send to each other host."""
+    receive_rate: Annotated[int, Meta(ge=1 << 20, le=1 << 50)] | None = None
+    """Bytes per second that this host takes of each copy that comes to it, whatever the sender thinks."""
     compress: bool = True
     """Whether copies from this host are compressed while that saves time, which is measured as they go."""
     stall_timeout: Seconds = 60
@@ -179,6 +181,10 @@ class Agent(msgspec.Struct, forbid_unknown_fields=True):
     """The public keys of the controllers that this host obeys."""
     ca_file: str | None = None
     """The authorities (PEM) by which an https image store is known; None: those that this machine trusts."""
+
+
+RENEWED = ("copy_rate", "link_rate")
+"""The keys of [agent] that a running agent reads again on SIGHUP."""
 
 
 class FenceDevice(msgspec.Struct, forbid_unknown_fields=True):
@@ -241,3 +247,14 @@ def load(path: Path) -> Settings:
         return msgspec.convert(raw, Settings)
     except msgspec.ValidationError as error:
         raise SettingsError(f"{path}: {error}.") from error
+
+
+def renew(agent: Agent, path: Path) -> dict[str, int | None]:
+    """Take over what a running agent may take over from its settings file; return it. SettingsError changes nothing."""
+    newer = load(path).agent
+    if newer is None:
+        raise SettingsError(f"{path} has no [agent] table any more.")
+    taken = {key: getattr(newer, key) for key in RENEWED}
+    for key, value in taken.items():
+        setattr(agent, key, value)
+    return taken

@@ -111,7 +111,7 @@ class SshChannels:
         self._settings, self._children = settings, children
         self._directories = HostDirectories(settings.instances_dir)
         self._slots = CopySlots(settings.max_copies)
-        self.paces = Paces(settings.copy_rate, settings.link_rate)
+        self.paces = Paces(settings)
         self._sessions: dict[Key, Session] = {}
         self._passes: dict[Key, Pass] = {}
         self._lock = threading.Lock()

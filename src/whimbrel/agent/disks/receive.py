@@ -17,6 +17,7 @@ import os
 import select
 import stat
 import sys
+import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,6 +46,7 @@ from whimbrel.agent.disks.frames import (
 )
 from whimbrel.agent.disks.holder import become_only, lock
 from whimbrel.agent.disks.incoming import Incoming
+from whimbrel.agent.disks.pace import Limit
 from whimbrel.agent.disks.table import Table
 from whimbrel.domain.errors import StepError
 
@@ -68,10 +70,14 @@ class Gone(Exception):
 
 
 class Inlet:
-    """Frames from the source, each awaited for a bounded time."""
+    """Frames from the source, each awaited for a bounded time, and taken at no more than `rate` bytes per second.
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+    What is not taken waits in the channel, so its sender waits too.
+    """
+
+    def __init__(self, descriptor: int, rate: int | None) -> None:
+        self._descriptor, self._rate = descriptor, rate
+        self._limit = Limit()
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLIN)
         self._header = bytearray(HEADER.size)
@@ -86,6 +92,7 @@ class Inlet:
             raise StepError("The channel carries something that is not a copy; is the source of another release?")
         payload = memoryview(self._payload)[:length]
         self._fill(payload)
+        time.sleep(self._limit.delay(HEADER.size + length, self._rate))
         return kind, offset, payload
 
     def _fill(self, view: memoryview) -> None:
@@ -353,16 +360,17 @@ def main() -> None:
     parser.add_argument("--instances", type=Path, help="the directory of servers, when there is no settings file")
     parser.add_argument("what", nargs=2, help="server and attempt, or `base` and the sha256 of a base image")
     given = parser.parse_args()
-    host, root = given.host, given.instances
+    host, root, rate = given.host, given.instances, None
     if given.config:
         agent = tomllib.loads(given.config.read_text(encoding="utf-8"))["agent"]
         host, root = agent["host"], Path(agent.get("instances_dir", "/var/lib/whimbrel/instances"))
+        rate = agent.get("receive_rate")
     if not host or not root:
         parser.error("give --config, or --host and --instances")
     first, second = given.what
     try:
         if first != "base":
-            Receiver(host, root, (first, second), Inlet(0), 1).run()
+            Receiver(host, root, (first, second), Inlet(0, rate), 1).run()
         elif SHA256.fullmatch(second):
             write_base(root, second)
         else:
