@@ -12,7 +12,7 @@ import yaml
 
 POLL = 0.01
 """Seconds between two looks. Each costs the controller some milliseconds, so a crowd looks less often."""
-DEADLINE = 180.0
+DEADLINE = 900.0
 
 
 class Cloud:

@@ -14,7 +14,8 @@ import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -32,6 +33,7 @@ PORT = 2222
 FAST = "aes128-gcm@openssh.com"
 HERE, THERE = f"{INSTANCES_DIR}/bench-data", f"{INSTANCES_DIR}/bench-copy"
 AT_REST = "Whimbrel, at rest"
+REST = "the rest: kernel, control plane"
 SELDOM = 0.5
 """Seconds between two looks at a copy that is measured: each costs the processors that it is short of."""
 TICK = os.sysconf("SC_CLK_TCK")
@@ -43,6 +45,8 @@ class Found:
 
     speeds: list[float] = field(default_factory=list)
     costs: list[float] = field(default_factory=list)
+    shares: dict[str, list[float]] = field(default_factory=dict)
+    """The processor seconds per GiB of Whimbrel's own by the process that took them."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +84,15 @@ def measure(lab: Lab, cloud: Cloud, gib: int, rounds: int) -> dict[str, Found]:
     baseline = _idle_cost()
     for _ in range(rounds):
         for name, way in ways.items():
+            one = found.setdefault(name, Found())
             before, began = _busy(), time.monotonic()
-            seconds = way()
+            with _by_process(lab, host_of(cloud, server)) as spent:
+                seconds = way()
             cost = _busy() - before - baseline * (time.monotonic() - began)
             if name == AT_REST:
                 cloud.timed(server, {"confirmResize": None}, "SHUTOFF")
-            one = found.setdefault(name, Found())
+                for part, value in {**spent, REST: cost - sum(spent.values())}.items():
+                    one.shares.setdefault(part, []).append(value / gib)
             one.speeds.append(gib * 1024 / seconds)
             one.costs.append(cost / gib)
     cloud.timed(server, {"os-start": None}, "ACTIVE")
@@ -105,6 +112,8 @@ def measure(lab: Lab, cloud: Cloud, gib: int, rounds: int) -> dict[str, Found]:
         keep(NAME, f"{name}, {gib} GiB of random data", "MiB/s", one.speeds, None, None)
         if one.costs:
             keep(NAME, f"{name}, processor time per GiB", "s", one.costs, None, None)
+        for part, values in one.shares.items():
+            keep(NAME, f"{name}, of it {part}", "s", values, None, None)
     return found
 
 
@@ -319,6 +328,44 @@ def _busy() -> float:
     """Return the seconds that this machine's processors have worked since its start."""
     user, nice, system, _, _, irq, softirq = map(int, Path("/proc/stat").read_text().split()[1:8])
     return (user + nice + system + irq + softirq) / TICK
+
+
+@contextmanager
+def _by_process(lab: Lab, source: str) -> Iterator[dict[str, float]]:
+    """Fill in, at the end, the processor seconds that a copy's processes took meanwhile."""
+    target = "h2" if source == "h1" else "h1"
+    first = dict(_processes(lab, source, target))
+    last, over, spent = dict(first), threading.Event(), dict[str, float]()
+
+    def watch() -> None:
+        while not over.wait(0.2):
+            last.update(_processes(lab, source, target))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield spent
+    finally:
+        over.set()
+        watcher.join()
+    last.update(_processes(lab, source, target))
+    for key, seconds in last.items():
+        spent[key[0]] = spent.get(key[0], 0.0) + seconds - first.get(key, 0.0)
+
+
+def _processes(lab: Lab, source: str, target: str) -> Iterator[tuple[tuple[str, int], float]]:
+    """Give what each process of a copy does and its pid, with the processor seconds that it has had so far."""
+    agent, other, daemon = lab.host(source).find("agent"), lab.host(target).find("agent"), lab.host(target).find("sshd")
+    if agent is None or other is None or daemon is None:
+        raise RuntimeError(f"an agent or sshd of {source} or {target} does not run")
+    doing = dict.fromkeys(family(agent), "ssh: encrypts")
+    doing |= dict.fromkeys(family(daemon), "receiver: writes, reads back")
+    doing |= {agent: "source's agent: reads, digests", other: "target's agent"}
+    for pid, what in doing.items():
+        with suppress(OSError):  # it has ended since
+            name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
+            ticks = rest.split()[11:13]
+            yield ("sshd: decrypts" if name == "sshd" else what, pid), sum(map(int, ticks)) / TICK
 
 
 def _idle_cost(seconds: float = 5.0) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import statistics
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,9 +22,19 @@ def pss_mib(pid: int) -> float:
 
 
 def family(pid: int) -> list[int]:
-    """Return the process and everything that descends from it."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid, *(p for child in children for p in family(int(child)))]
+    """Return the process and everything that descends from it; what ends meanwhile may be missing."""
+    found = [pid]
+    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # the thread has ended since
+            for child in thread.read_text().split():
+                found += family(int(child))
+    return found
+
+
+def kept(name: str) -> dict[str, float]:
+    """Return the newest median of everything that was ever kept in a file."""
+    with (RESULTS / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+        return {row["what"]: float(row["median"]) for row in csv.DictReader(file)}
 
 
 def keep(name: str, what: str, unit: str, values: list[float], nova: float | None, goal: float | None) -> None:

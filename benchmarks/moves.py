@@ -94,9 +94,9 @@ def sent_bytes(host: Any) -> int:
     return int(link["stats64"]["tx"]["bytes"])
 
 
-def ready(lab: Lab, cloud: Cloud, server: str, boots: int) -> None:
-    """Wait until the guest writes again, and hold it to its own verdict."""
-    end = time.monotonic() + 300
+def ready(lab: Lab, cloud: Cloud, server: str, boots: int, data_mib: int = 0) -> None:
+    """Wait until the guest, which has made or verified its data, writes again; hold it to its own verdict."""
+    end = time.monotonic() + 300 + data_mib / 8
     while time.monotonic() < end:
         text = lab.console(host_of(cloud, server), server)
         tail = text[text.rfind("WRITER VERIFY") :]

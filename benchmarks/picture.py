@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 
@@ -11,24 +12,28 @@ OURS, OTHERS = "#2a6fb5", "#a8a8a8"
 
 
 def lines(rows: Mapping[str, Mapping[int, float]], title: str, measure: str) -> str:
-    """Draw each row's values over its keys."""
+    """Draw each row's values over its keys, both as logarithms."""
     sizes = sorted({size for row in rows.values() for size in row})
-    most = max(value for row in rows.values() for value in row.values())
+    logs = [math.log10(value) for row in rows.values() for value in row.values()]
+    least, most = math.floor(min(logs)), math.ceil(max(logs))
 
     def place(size: int, value: float) -> tuple[float, float]:
-        return LEFT + (WIDTH - LEFT - 90) * size / sizes[-1], HEIGHT - LOW - (HEIGHT - LOW - 20) * value / most
+        along = math.log(size / sizes[0]) / math.log(sizes[-1] / sizes[0])
+        up = (math.log10(value) - least) / (most - least)
+        return LEFT + 20 + (WIDTH - LEFT - 110) * along, HEIGHT - LOW - (HEIGHT - LOW - 20) * up
 
     parts = [
         f'<path d="M{LEFT} 15V{HEIGHT - LOW}H{WIDTH - 85}" fill="none" stroke="black"/>',
         f'<text x="{LEFT}" y="12">{title}</text>',
-        f'<text x="{WIDTH - 200}" y="{HEIGHT - 6}">{measure}</text>',
+        f'<text x="{WIDTH - 85}" y="{HEIGHT - 6}" text-anchor="end">{measure}</text>',
     ]
     for size in sizes:
-        x, _ = place(size, 0)
+        x, _ = place(size, 10.0**least)
         parts.append(f'<text x="{x:.0f}" y="{HEIGHT - LOW + 18}" text-anchor="middle">{size}</text>')
-    for value in (most / 2, most):
-        _, y = place(0, value)
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.0f}" text-anchor="end">{value:.1f}</text>')
+    for power in range(least, most + 1):
+        _, y = place(sizes[0], 10.0**power)
+        parts.append(f'<path d="M{LEFT} {y:.0f}H{WIDTH - 85}" stroke="#dddddd"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.0f}" text-anchor="end">{10.0**power:g}</text>')
     ends = []
     for colour, (name, row) in zip(cycle(COLOURS), rows.items(), strict=False):
         points = [place(size, row[size]) for size in sizes if size in row]
@@ -43,8 +48,8 @@ def lines(rows: Mapping[str, Mapping[int, float]], title: str, measure: str) -> 
     return _page(parts, HEIGHT)
 
 
-def bars(charts: Sequence[tuple[str, Mapping[str, float]]], ours: str) -> str:
-    """Draw charts of horizontal bars below one another, each with its title; what begins with `ours` stands out."""
+def bars(charts: Sequence[tuple[str, Mapping[str, float]]], ours: tuple[str, ...]) -> str:
+    """Draw charts of horizontal bars below one another; what begins with one of `ours` stands out."""
     parts, y = [], 10
     for title, row in charts:
         parts.append(f'<text x="10" y="{y + 10}" font-weight="bold">{title}</text>')

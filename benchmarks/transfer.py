@@ -7,6 +7,7 @@ target, as the journal has it; the guest's own shutdown and boot are not in it. 
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 import tempfile
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 from benchmarks import copying, picture
 from benchmarks.cloud import Cloud
 from benchmarks.copying import Found
-from benchmarks.measure import keep
+from benchmarks.measure import keep, kept
 from benchmarks.moves import host_of, ready, sent_bytes, steps
 from whimbrel.lab import Lab
 
@@ -25,15 +26,14 @@ PEER = {200: 2.22, 1024: 4.63, 2048: 12.86}
 
 PARTS = ["downtime", "live", "copy", "rest", "wires"]
 MODES = ("cold", "warm", "live")
-Table = dict[str, dict[int, float]]
-"""Seconds by mode and MiB."""
+ROW = re.compile(r"downtime by hosts, (\w+), (\d+) MiB of data")
 
 
 def main() -> None:
     """Measure, keep the rows, and write tables and pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", default=PARTS, help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--sizes", default="200,1024,2048", help="MiB of data, with commas")
+    parser.add_argument("--sizes", default="200,1024,2048,20480", help="MiB of data, with commas")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--moves", type=int, default=100, help="live moves in a row")
     parser.add_argument("--gib", type=int, default=4, help="GiB of random data that are copied in every way")
@@ -57,13 +57,15 @@ def main() -> None:
 
 
 def _downtime(lab: Lab, cloud: Cloud, sizes: list[int], rounds: int) -> None:
-    table: Table = {mode: {} for mode in MODES}
     for size in sizes:
         for mode, values in _by_mode(lab, cloud, size, rounds).items():
             peer = PEER.get(size) if mode != "live" else None
             keep(NAME, f"downtime by hosts, {mode}, {size} MiB of data", "s", values, peer, 0.8)
-            table[mode][size] = statistics.median(values)
-    rows = {**table, "Nova": {size: PEER[size] for size in sizes if size in PEER}}
+    rows: dict[str, dict[int, float]] = {mode: {} for mode in MODES} | {"Nova": PEER}
+    for what, seconds in kept(NAME).items():
+        if found := ROW.fullmatch(what):
+            rows[found[1]][int(found[2])] = seconds
+    sizes = sorted({size for row in rows.values() for size in row})
     head = ["", *(f"{size} MiB" for size in sizes)]
     lines = [[name, *(f"{row[s]:.2f} s" if s in row else "" for s in sizes)] for name, row in rows.items()]
     _publish("downtime", head, lines)
@@ -83,8 +85,14 @@ def _copy(lab: Lab, cloud: Cloud, gib: int, rounds: int) -> None:
     _publish("copy", ["", "speed", "of scp's", "processor time per GiB"], [row(*pair) for pair in found.items()])
     speeds = {name: statistics.median(one.speeds) for name, one in found.items()}
     costs = {name: statistics.median(one.costs) for name, one in found.items() if one.costs}
+    shares = {part: statistics.median(values) for part, values in found[copying.AT_REST].shares.items()}
     drawn = picture.bars(
-        [("MiB per second", speeds), ("processor seconds per GiB, both hosts", costs)], ours="Whimbrel"
+        [
+            ("MiB per second", speeds),
+            ("processor seconds per GiB, both hosts", costs),
+            ("where Whimbrel's go, at rest", shares),
+        ],
+        ours=("Whimbrel", *shares),
     )
     (DOCS / "copying.svg").write_text(drawn, encoding="utf-8")
 
@@ -113,7 +121,7 @@ def _by_mode(lab: Lab, cloud: Cloud, size: int, rounds: int) -> dict[str, list[f
     flavor = cloud.flavor(f"disk{size}", vcpus=1, ram=128, disk=max(1, size * 3 // 1024))
     server = cloud.create(f"data{size}", flavor, user_data=f"writer.interval_ms=50\nfill_mib={size}\n")
     boots = 1
-    ready(lab, cloud, server, boots)
+    ready(lab, cloud, server, boots, size)
     found: dict[str, list[float]] = {mode: [] for mode in MODES}
     wires = []
     for _ in range(rounds):
@@ -127,7 +135,7 @@ def _by_mode(lab: Lab, cloud: Cloud, size: int, rounds: int) -> dict[str, list[f
                 wires.append((sent_bytes(source) - before) / allocated)
             if mode != "live":
                 boots += 1
-                ready(lab, cloud, server, boots)
+                ready(lab, cloud, server, boots, size)
                 cloud.timed(server, {"confirmResize": None}, "ACTIVE")
     keep(NAME, f"bytes on the wire over allocated, cold, {size} MiB", "", wires, 1.0, 1.03)
     cloud.delete(server)
