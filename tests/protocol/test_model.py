@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,10 +17,6 @@ from whimbrel.migration.steps import handover
 MODELS = Path(__file__).parents[2] / "docs" / "model"
 SECONDS = 120
 """How long one search may take; the longest takes about five on an idle machine."""
-
-needs_spin = pytest.mark.skipif(
-    shutil.which("spin") is None or shutil.which("gcc") is None, reason="needs the packages spin and gcc"
-)
 
 
 class Search(NamedTuple):
@@ -55,7 +50,6 @@ def run(directory: Path, *command: str) -> str:
     return result.stdout
 
 
-@needs_spin
 def test_no_run_of_the_hand_over_breaks(tmp_path: Path) -> None:
     for found in search(tmp_path, "handover", ("one_runner", "whole_copy", "ends", "ends_well")):
         assert found.errors == 0
@@ -63,7 +57,6 @@ def test_no_run_of_the_hand_over_breaks(tmp_path: Path) -> None:
         assert not found.unreached, "a line that no run comes to proves nothing"
 
 
-@needs_spin
 @pytest.mark.parametrize(
     ("guard", "claim"),
     [
@@ -84,7 +77,6 @@ def test_the_hand_over_needs_each_guard(tmp_path: Path, guard: str, claim: str) 
     assert found.errors == 1
 
 
-@needs_spin
 def test_while_no_human_gives_a_proof_no_welcome_is_needed(tmp_path: Path) -> None:
     claims = ("one_runner", "whole_copy", "ends_well")
     for found in search(tmp_path, "handover", claims, "NO_HUMAN", "NO_WELCOME"):
@@ -92,7 +84,6 @@ def test_while_no_human_gives_a_proof_no_welcome_is_needed(tmp_path: Path) -> No
         assert found.states > 1_000_000
 
 
-@needs_spin
 def test_no_race_in_the_undo_window_breaks(tmp_path: Path) -> None:
     claims = ("keeps_a_copy", "one_verdict", "one_runner", "ends", "ends_well")
     for found in search(tmp_path, "undo_window", claims):
@@ -100,7 +91,6 @@ def test_no_race_in_the_undo_window_breaks(tmp_path: Path) -> None:
         assert found.states > 50_000
 
 
-@needs_spin
 @pytest.mark.parametrize(
     ("guard", "claims"),
     [
@@ -114,7 +104,6 @@ def test_the_undo_window_needs_each_guard(tmp_path: Path, guard: str, claims: tu
         assert found.errors == 1
 
 
-@needs_spin
 def test_no_run_of_an_evacuation_breaks(tmp_path: Path) -> None:
     for found in search(tmp_path, "evacuation", ("one_runner", "stale_goes_last", "ends_well", "ends")):
         assert found.errors == 0
@@ -122,7 +111,6 @@ def test_no_run_of_an_evacuation_breaks(tmp_path: Path) -> None:
         assert not found.unreached, "a line that no run comes to proves nothing"
 
 
-@needs_spin
 @pytest.mark.parametrize(
     ("guard", "claim"),
     [
@@ -146,13 +134,11 @@ def test_an_evacuation_needs_each_guard(tmp_path: Path, guard: str, claim: str) 
     assert found.errors == 1
 
 
-@needs_spin
 def test_three_mishaps_show_why_a_host_tells_that_an_order_was_cut_short(tmp_path: Path) -> None:
     (found,) = search(tmp_path, "evacuation", ("ends_well",), "NO_CUT_SHORT", "NO_LEASES", "MISHAPS=3")
     assert found.errors == 1
 
 
-@needs_spin
 def test_without_leases_an_evacuation_needs_no_guard_of_theirs(tmp_path: Path) -> None:
     theirs = ("NO_OVERTAKEN", "NO_LOOK_AT_LEASE", "NO_LEASE_WITH_WELCOME", "NO_DEADLINE", "NO_SUSPEND")
     for found in search(tmp_path, "evacuation", ("one_runner", "stale_goes_last", "ends_well"), "NO_LEASES", *theirs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -10,10 +11,12 @@ import pytest
 from tests.unit.cloud import Cloud
 from tests.unit.compute_cloud import active, furnish, open_window, progress, servers_url
 from whimbrel.api import progress as live
+from whimbrel.api.call import Call
 from whimbrel.api.handlers import journal
 from whimbrel.domain.migration import Mark
 from whimbrel.migration import protocols
 from whimbrel.migration.messages import Changed, Outlook, Progress
+from whimbrel.store.moves import Story
 
 pytestmark = pytest.mark.anyio
 BASE = "/whimbrel/v1/migrations"
@@ -79,16 +82,28 @@ async def test_a_watcher_is_told_of_changes_and_progress_until_the_window_opens(
     await cloud.services.hub.listen(bus)
     monkeypatch.setattr(journal, "PING_SECONDS", 0.2)
 
+    show, shown = journal._shown, list[int]()
+
+    def note(call: Call, story: Story) -> dict[str, Any]:
+        shown.append(story.row.revision)
+        return show(call, story)
+
+    monkeypatch.setattr(journal, "_shown", note)
+
+    async def until(happened: Callable[[], object]) -> None:
+        while not happened():  # noqa: ASYNC110 - a reader in the server sets no event here
+            await anyio.sleep(0.01)
+
     async def play() -> None:
-        await anyio.sleep(0.5)
+        await until(lambda: shown)
         await bus.emit("progress", Progress("h9", server_id, number, f"{number}-1", "copy_disks", 99, 100, 10.0, 5.0))
         outlook = Outlook(2, 4.0, 0.5)
         told = Progress("h1", server_id, number, f"{number}-1", "copy_disks", 50, 100, 10.0, 5.0, outlook=outlook)
         await bus.emit("progress", told)
-        await anyio.sleep(0.1)
+        await until(lambda: cloud.services.hub.newest(number, ("h1", None)))
         progress(cloud, server_id, ("prepare", Mark.DONE), revision=5)
         await bus.emit("changed", Changed(number, server_id, 5))
-        await anyio.sleep(0.3)
+        await until(lambda: 5 in shown)
         open_window(cloud, server_id)
         progress(cloud, server_id, revision=6)  # nobody says so: the ping finds it
 

@@ -17,11 +17,11 @@ import os
 import select
 import stat
 import sys
-import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from whimbrel.agent.directories import HostDirectories, free_bytes, read_manifest, write_durably, write_manifest
@@ -92,7 +92,8 @@ class Inlet:
             raise StepError("The channel carries something that is not a copy; is the source of another release?")
         payload = memoryview(self._payload)[:length]
         self._fill(payload)
-        time.sleep(self._limit.delay(HEADER.size + length, self._rate))
+        if (delay := self._limit.delay(HEADER.size + length, self._rate)) > 0:
+            Event().wait(delay)
         return kind, offset, payload
 
     def _fill(self, view: memoryview) -> None:
