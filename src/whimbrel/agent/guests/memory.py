@@ -25,7 +25,7 @@ from whimbrel.agent.disks.channel import SshChannels
 from whimbrel.agent.disks.checks import base_of, refuse_disk
 from whimbrel.agent.disks.frames import BLOCK, MEMORY
 from whimbrel.agent.disks.pace import Pace
-from whimbrel.agent.disks.session import Session
+from whimbrel.agent.disks.session import TURN, Session
 from whimbrel.agent.guests.connection import Hypervisor, binding
 from whimbrel.agent.guests.libvirt import ALIVE, LibvirtGuests, qemu_processes
 from whimbrel.agent.guests.opened import refuse_opened
@@ -36,7 +36,7 @@ from whimbrel.migration.ports import Control
 from whimbrel.ops import clock
 from whimbrel.ops.settings import Agent
 
-LOOK_AGAIN = 0.02
+LOOK_AGAIN = 0.01
 PIPE_BYTES = 1 << 20
 LONGEST = 86400.0
 """Seconds that the target's hypervisor may wait for the memory; the steps have limits of their own, far below."""
@@ -181,8 +181,8 @@ class LibvirtMemory:
         expected = self._expected.get(order.server)
         if expected is None:
             raise StepError(f"The agent of {order.host} was started anew while server {order.server} was on its way.")
-        while not expected.arrived.is_set():
-            control.wait(LOOK_AGAIN)
+        while not expected.arrived.wait(TURN):
+            control.check()
         self._let_go(order.server)
         if expected.failure is not None:
             raise expected.failure
@@ -242,7 +242,8 @@ class LibvirtMemory:
         sent = self._sent[order.server]
         assert sent.thread is not None
         while sent.thread.is_alive():
-            control.wait(LOOK_AGAIN)
+            sent.thread.join(TURN)
+            control.check()
         if sent.failure is not None:
             raise sent.failure
         sent.session.tell({"end": True}, control)
@@ -263,7 +264,7 @@ class LibvirtMemory:
             try:
                 if self._query(order.server)["status"] not in ENDED:
                     self._monitor(order.server, "migrate_cancel")
-                for _ in range(500):
+                for _ in range(1000):
                     if self._query(order.server)["status"] in ENDED:
                         break
                     threading.Event().wait(LOOK_AGAIN)
