@@ -64,7 +64,14 @@ def test_a_guest_moves_while_it_runs_and_back_again(cloud: Cloud) -> None:
         assert traces(cloud, server, source) == [] == traces(cloud, server, target)
         goes_on(server, target)
         cloud.assert_tidy({server: target})
+        running, kept = (described(cloud, server, target, *flags) for flags in ((), ("--inactive",)))
+        assert "<allocation mode='immediate'/>" in running and "memoryBacking" not in kept
     verify_at_next_boot(server, "h1")
+
+
+def described(cloud: Cloud, server: Server, host: str, *flags: str) -> str:
+    """Return the guest's definition on a host: that of its process, or with `--inactive` the kept one."""
+    return cloud.lab.host(host).exec(["virsh", "dumpxml", *flags, server.id]).stdout
 
 
 def listening(cloud: Cloud, host: str) -> set[tuple[str, str]]:

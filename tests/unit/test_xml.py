@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from whimbrel.agent.guests.xml import Host, carried_definition, new_definition
+from whimbrel.agent.guests.xml import Host, as_kept, at_once, carried_definition, new_definition
 from whimbrel.domain.errors import StepError
 from whimbrel.domain.server import Disk, DiskRole, Guest, Image, Nic
 from whimbrel.ops.settings import Agent
@@ -45,6 +45,15 @@ def test_every_disk_declares_its_format_and_its_whole_chain(format: str) -> None
 def test_a_root_disk_whose_base_is_not_named_is_refused() -> None:
     with pytest.raises(StepError, match="base image"):
         new_definition(GUEST, None, host())
+
+
+def test_memory_that_is_taken_at_once_is_no_part_of_the_guest() -> None:
+    made = new_definition(GUEST, IMAGE, host())
+    running = at_once(made)
+    assert ET.fromstring(running).find("memoryBacking/allocation[@mode='immediate']") is not None
+    assert flat(as_kept(running, made)) == flat(made)
+    own = made.replace("<vcpu>", "<memoryBacking><hugepages /></memoryBacking><vcpu>")
+    assert flat(at_once(own)) == flat(own) == flat(as_kept(own, own))
 
 
 def test_a_move_to_an_equal_host_changes_nothing() -> None:

@@ -86,6 +86,23 @@ def carried_definition(
     return _written(domain), rewrites
 
 
+def at_once(definition: str) -> str:
+    """Return the definition of a process that takes all of its guest's memory as it starts, if it says nothing else."""
+    domain = ET.fromstring(definition)
+    if domain.find("memoryBacking") is None:
+        ET.SubElement(ET.SubElement(domain, "memoryBacking"), "allocation", mode="immediate")
+    return _written(domain)
+
+
+def as_kept(running: str, kept: str) -> str:
+    """Return a running guest's definition without what only its process got from `at_once`."""
+    domain = ET.fromstring(running)
+    backing = domain.find("memoryBacking")
+    if backing is not None and ET.fromstring(kept).find("memoryBacking") is None:
+        domain.remove(backing)
+    return _written(domain)
+
+
 def _devices(guest: Guest, image: Image | None, host: Host) -> ET.Element:
     devices = ET.Element("devices")
     for disk in guest.disks:
