@@ -33,7 +33,7 @@ def main() -> None:
     """Measure, keep the rows, and write tables and pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", default=PARTS, help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--sizes", default="200,1024,2048,20480", help="MiB of data, with commas")
+    parser.add_argument("--sizes", default="200,1024,2048", help="MiB of data, with commas")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--moves", type=int, default=100, help="live moves in a row")
     parser.add_argument("--gib", type=int, default=4, help="GiB of random data that are copied in every way")
