@@ -13,8 +13,10 @@ size_t read_text(const char *path, char *into, size_t size);
 const char *option(const char *key);
 uint64_t option_number(const char *key, uint64_t otherwise);
 extern char network_data[16384], meta_data[16384];
-extern volatile int stopping;
 extern volatile uint64_t last_durable;
+/* Whatever is put on a disk lies between these two, with what is said of it; on the way down none begins any more. */
+void begin_write(void);
+void end_write(void);
 
 /* network.c: the addresses that the config drive names. */
 void configure_network(void);

@@ -14,7 +14,7 @@
  *   WRITER READY                       everything above is done; from here on records are written
  *   WRITER seq=N mono_ms=N             record N is on the disk
  *   WRITER FAIL ... | WRITER FATAL ... something that should not be; the guest goes on after FAIL, stops after FATAL
- *   WRITER DOWN last=N                 shut down in good order
+ *   WRITER DOWN last=N                 shut down in good order: record N is the last one, and this the last line
  *
  * The user data may also say acpi=ignore (deaf to the power button), crash_at=N (panic behind record N, once) and
  * writer.interval_ms=N (the pause between records, 50 if not said).
@@ -40,8 +40,9 @@
 #include "guest.h"
 
 static int console = STDOUT_FILENO;
-volatile int stopping;
 volatile uint64_t last_durable;
+static volatile int stopping;
+static pthread_rwlock_t writing = PTHREAD_RWLOCK_INITIALIZER;
 char network_data[16384], meta_data[16384];
 static char user_data[8192];
 
@@ -112,17 +113,31 @@ static void load_modules(const char *names)
         load_module(name);
 }
 
-static void power_off(void)
+void begin_write(void)
 {
-    static int once;
-    if (__sync_lock_test_and_set(&once, 1))
+    pthread_rwlock_rdlock(&writing);
+    if (stopping) {
+        pthread_rwlock_unlock(&writing);
         for (;;)
             pause();
+    }
+}
+
+void end_write(void)
+{
+    pthread_rwlock_unlock(&writing);
+}
+
+static void power_off(void)
+{
+    /* The kernel takes the disks away with the power: a write that still runs then would fail, and look like a loss. */
     stopping = 1;
+    pthread_rwlock_wrlock(&writing);
     sync();
     umount2("/data", MNT_DETACH);
     say("WRITER DOWN last=%llu", (unsigned long long)last_durable);
     tcdrain(console);
+    console = -1; /* What is read from here on, from disks that are gone, is no finding. */
     reboot(RB_POWER_OFF);
     for (;;)
         pause();

@@ -130,14 +130,19 @@ static int write_fill(uint64_t mib, uint64_t seed, uint64_t *block)
         uint64_t key = noise(~seed, i);
         for (size_t w = 0; w < MIB / 8; w++)
             block[w] = ballast[w] ^ key;
-        if (pwrite(root_disk, block, MIB, block_offset(i)) != MIB)
+        begin_write();
+        ssize_t written = pwrite(root_disk, block, MIB, block_offset(i));
+        end_write();
+        if (written != MIB)
             return -1;
     }
     /* The header comes last: a fill that was cut short is made again, never verified. */
     header.crc = checksum(&header, sizeof header);
-    if (fsync(root_disk) || pwrite(root_disk, &header, sizeof header, image_end()) != sizeof header)
-        return -1;
-    return fsync(root_disk);
+    begin_write();
+    int failed = fsync(root_disk) || pwrite(root_disk, &header, sizeof header, image_end()) != sizeof header ||
+                 fsync(root_disk);
+    end_write();
+    return failed ? -1 : 0;
 }
 
 static uint64_t count_bad_blocks(uint64_t mib, uint64_t seed, uint64_t *block)
@@ -212,7 +217,7 @@ static void *keep_dirtying(void *argument)
     const struct dirty_area *area = argument;
     uint64_t start = clock_ns(CLOCK_MONOTONIC), seed = clock_ns(CLOCK_REALTIME);
     int fd = open("/dev/vda", O_WRONLY | O_DSYNC | O_CLOEXEC);
-    for (uint64_t n = 1; fd >= 0 && !stopping; n++) {
+    for (uint64_t n = 1; fd >= 0; n++) {
         uint64_t block = noise(seed, n) % area->blocks;
         for (uint64_t i = 0; i < DIRTY_BLOCK / PAGE; i++) {
             pages[i] = (struct page){PAGE_MAGIC, 0, block * (DIRTY_BLOCK / PAGE) + i, n, {0}};
@@ -220,8 +225,10 @@ static void *keep_dirtying(void *argument)
                 pages[i].words[w] = noise(seed ^ n, i * PAGE + w);
             pages[i].crc = checksum(&pages[i], PAGE);
         }
+        begin_write();
         if (pwrite(fd, pages, sizeof pages, area->start + block * DIRTY_BLOCK) != sizeof pages)
             say("WRITER FAIL dirty errno=%d", errno);
+        end_write();
         uint64_t due = start + n * (DIRTY_BLOCK / 1024) * 1000000000ull / area->kib_per_second;
         struct timespec until = {(time_t)(due / 1000000000ull), (long)(due % 1000000000ull)};
         clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL);
@@ -261,8 +268,10 @@ static uint64_t verify_records(int fd, uint32_t *boot)
     while ((got = pread(fd, &record, sizeof record, total * sizeof record)) > 0) {
         if (got < (ssize_t)sizeof record) {
             torn = 1;
+            begin_write();
             if (ftruncate(fd, total * sizeof record))
                 say("WRITER FAIL truncate errno=%d", errno);
+            end_write();
             break;
         }
         total++;
@@ -351,7 +360,7 @@ static void write_forever(int file, uint64_t seq, uint32_t boot)
     const uint64_t first = seq;
     useconds_t interval = 1000 * option_number("writer.interval_ms", 50);
     uint64_t crash_at = option_number("crash_at", 0);
-    while (!stopping) {
+    for (;;) {
         /* Not at the next boot, which begins with the record behind it. */
         if (crash_at && seq == crash_at + 1 && seq != first)
             crash();
@@ -361,6 +370,7 @@ static void write_forever(int file, uint64_t seq, uint32_t boot)
         for (size_t i = 0; i < sizeof record.pattern; i++)
             record.pattern[i] = (uint8_t)noise(seq, i);
         record.crc = checksum(&record, sizeof record);
+        begin_write();
         if (write_record(file, &record)) {
             say("WRITER FAIL seq=%llu errno=%d", (unsigned long long)seq, errno);
         } else {
@@ -369,6 +379,7 @@ static void write_forever(int file, uint64_t seq, uint32_t boot)
                 (unsigned long long)(record.mono_ns / 1000000));
             seq++;
         }
+        end_write();
         usleep(interval);
     }
 }
