@@ -24,8 +24,8 @@ def pss_mib(pid: int) -> float:
 def family(pid: int) -> list[int]:
     """Return the process and everything that descends from it; what ends meanwhile may be missing."""
     found = [pid]
-    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(OSError):  # the thread has ended since
+    with suppress(OSError):  # it has ended since
+        for thread in Path(f"/proc/{pid}/task").glob("*/children"):
             for child in thread.read_text().split():
                 found += family(int(child))
     return found

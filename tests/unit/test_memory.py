@@ -13,6 +13,7 @@ from tests.unit.orders import order
 from tests.unit.test_formats import make
 from whimbrel.agent.control import StepControl
 from whimbrel.agent.disks.channel import SshChannels
+from whimbrel.agent.guests.holding import AT_ONCE_MB, holds_first, takes_at_once
 from whimbrel.agent.guests.libvirt import LibvirtGuests
 from whimbrel.agent.guests.memory import LibvirtMemory, _Expected
 from whimbrel.domain.errors import StepError
@@ -57,6 +58,21 @@ def test_no_process_is_made_for_a_disk_that_names_another_file(
     make(disk)
     with pytest.raises(StepError, match="is not defined"):  # the next thing that is looked for
         memory.expect(arriving, StepControl(10))
+
+
+@pytest.mark.parametrize(
+    ("live_memory", "virt_type", "held"),
+    [("auto", "qemu", True), ("auto", "kvm", False), ("held", "kvm", True), ("running", "qemu", False)],
+)
+def test_memory_is_taken_before_only_for_a_guest_that_is_held_and_where_there_is_room_for_it(
+    live_memory: Any, virt_type: str, held: bool
+) -> None:
+    here = Agent("h2", "10.0.0.2", live_memory=live_memory, virt_type=virt_type)
+    assert holds_first(here) is held
+    assert takes_at_once(here, AT_ONCE_MB) is held
+    assert not takes_at_once(here, AT_ONCE_MB + 1), "the step would outlast its limit"
+    here.ram_ratio = 1.5
+    assert not takes_at_once(here, 128), "what is claimed may be more than there is"
 
 
 @pytest.mark.parametrize("file", ["/etc/shadow", "disk-0"])

@@ -27,6 +27,7 @@ from whimbrel.agent.disks.frames import BLOCK, MEMORY
 from whimbrel.agent.disks.pace import Pace
 from whimbrel.agent.disks.session import TURN, Session
 from whimbrel.agent.guests.connection import Hypervisor, binding
+from whimbrel.agent.guests.holding import holds_first, takes_at_once
 from whimbrel.agent.guests.libvirt import ALIVE, LibvirtGuests, qemu_processes
 from whimbrel.agent.guests.opened import refuse_opened
 from whimbrel.agent.guests.xml import as_kept, at_once
@@ -37,7 +38,7 @@ from whimbrel.migration.ports import Control
 from whimbrel.ops import clock
 from whimbrel.ops.settings import Agent
 
-LOOK_AGAIN = 0.01
+LOOK_AGAIN = 0.02
 PIPE_BYTES = 1 << 20
 LONGEST = 86400.0
 """Seconds that the target's hypervisor may wait for the memory; the steps have limits of their own, far below."""
@@ -150,9 +151,7 @@ class LibvirtMemory:
         definition = self._guests.definition(order.server)
         if definition is None:
             raise StepError(f"Server {order.server} is not defined on {order.host}; the move must begin anew.")
-        if self._holds_first() and self._settings.ram_ratio <= 1:
-            # A guest that is held waits for its target's kernel too, which takes a third of the time; and the host has
-            # room for all of the guest's memory, because it was claimed.
+        if takes_at_once(self._settings, order.work.old.ram_mb):
             definition = at_once(definition)
         path = home / MEMORY
         with in_words("make the pipe", path):
@@ -219,7 +218,7 @@ class LibvirtMemory:
         self._monitor(order.server, "migrate-set-capabilities", capabilities=capabilities)
         bounds = {"max-bandwidth": UNBOUNDED, "downtime-limit": HOLD_MS}
         self._monitor(order.server, "migrate-set-parameters", **bounds)
-        if self._holds_first() or control.steering().hurry:
+        if holds_first(self._settings) or control.steering().hurry:
             self.hold(order)
         self._monitor(order.server, "migrate", uri=f"unix:{path}")
         return sent.held_at
@@ -270,7 +269,7 @@ class LibvirtMemory:
             try:
                 if self._query(order.server)["status"] not in ENDED:
                     self._monitor(order.server, "migrate_cancel")
-                for _ in range(1000):
+                for _ in range(500):
                     if self._query(order.server)["status"] in ENDED:
                         break
                     threading.Event().wait(LOOK_AGAIN)
@@ -282,16 +281,6 @@ class LibvirtMemory:
             if order.server in self._sent and self._sent[order.server].held_at is not None:
                 self._guests.resume(order.server)
         self._end(order.server)
-
-    def _holds_first(self) -> bool:
-        """Return whether a guest is held before its memory crosses.
-
-        An emulated processor can write to a page that QEMU takes for unchanged since it was sent (the log of changed
-        pages is cleared without the emulator's own cache being told), and the guest then dies at the target.
-        """
-        if self._settings.live_memory == "auto":
-            return self._settings.virt_type == "qemu"
-        return self._settings.live_memory == "held"
 
     def _restore(self, server: str, path: Path, expected: _Expected) -> None:
         paused = binding().VIR_DOMAIN_SAVE_PAUSED

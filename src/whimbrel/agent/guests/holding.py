@@ -1,0 +1,29 @@
+"""Whether a guest is held while its memory crosses in a live move, and what its target then does beforehand."""
+
+from __future__ import annotations
+
+from whimbrel.ops.settings import Agent
+
+AT_ONCE_MB = 16 << 10
+"""MiB of memory that a process takes as it starts; more might last longer than the limit of its step (at 0.3 GiB/s,
+where the kernel gives it page by page)."""
+
+
+def holds_first(settings: Agent) -> bool:
+    """Return whether a guest is held before its memory crosses.
+
+    An emulated processor can write to a page that QEMU takes for unchanged since it was sent (the log of changed
+    pages is cleared without the emulator's own cache being told), and the guest then dies at the target.
+    """
+    if settings.live_memory == "auto":
+        return settings.virt_type == "qemu"
+    return settings.live_memory == "held"
+
+
+def takes_at_once(settings: Agent, ram_mb: int) -> bool:
+    """Return whether the process at the target takes all of the guest's memory before the guest is held.
+
+    A held guest waits for every page that the target's kernel has yet to give. Where memory is not overcommitted
+    the claim has kept room for all of it.
+    """
+    return holds_first(settings) and settings.ram_ratio <= 1 and ram_mb <= AT_ONCE_MB
