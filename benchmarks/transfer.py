@@ -118,7 +118,7 @@ def _wires(lab: Lab, cloud: Cloud, rounds: int) -> None:
 
 def _by_mode(lab: Lab, cloud: Cloud, size: int, rounds: int) -> dict[str, list[float]]:
     """Move one server in each mode, in turns; return the hosts' share of each move."""
-    flavor = cloud.flavor(f"disk{size}", vcpus=1, ram=128, disk=max(1, size * 3 // 1024))
+    flavor = cloud.flavor(f"disk{size}", vcpus=1, ram=128, disk=size // 1024 + 1)
     server = cloud.create(f"data{size}", flavor, user_data=f"writer.interval_ms=50\nfill_mib={size}\n")
     boots = 1
     ready(lab, cloud, server, boots, size)
