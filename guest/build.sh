@@ -1,13 +1,14 @@
 #!/bin/bash
-# Builds the test guest's disk image: build.sh OUT.qcow2
+# Builds the test guest's disk image: build.sh OUT.qcow2 [bios|uefi]
 #
-# Debian's cloud kernel, an initrd with one static program as PID 1, a BIOS boot loader and an empty ext4. Needs no
-# root and mounts nothing; two builds from the same packages are identical. The kernel package is kept in
+# Debian's cloud kernel, an initrd with one static program as PID 1, a boot loader and an empty ext4. Needs no root and
+# mounts nothing; two builds from the same packages are identical. The kernel package is kept in
 # ${WHIMBREL_CACHE:-~/.cache/whimbrel}; KERNEL_PACKAGE names another one than the newest.
 set -euo pipefail
 umask 022
 here=$(cd "$(dirname "$0")" && pwd)
-out=${1:?usage: build.sh OUT.qcow2}
+out=${1:?usage: build.sh OUT.qcow2 [bios|uefi]}
+firmware=${2:-bios}
 cache=${WHIMBREL_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/whimbrel}
 export SOURCE_DATE_EPOCH=946684800 LC_ALL=C TZ=UTC
 epoch=@$SOURCE_DATE_EPOCH
@@ -16,10 +17,10 @@ image_mib=$((1 + boot_mib + data_mib + 1))
 
 # In the order in which they must be loaded; a name that the kernel has built in, or lacks, is passed over.
 modules="virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk failover net_failover
- virtio_net button evdev pvpanic pvpanic-mmio pvpanic-pci scsi_common scsi_mod libata ata_piix cdrom sr_mod isofs"
+ virtio_net button evdev efivarfs pvpanic pvpanic-mmio pvpanic-pci scsi_common scsi_mod libata ata_piix cdrom sr_mod isofs"
 
 fail() { echo "guest/build.sh: $*" >&2; exit 1; }
-for tool in gcc strip cpio sfdisk mkfs.vfat mcopy syslinux mke2fs qemu-img dpkg apt-get; do
+for tool in gcc strip objcopy cpio sfdisk mkfs.vfat mcopy syslinux mke2fs qemu-img dpkg apt-get; do
     PATH=$PATH:/usr/sbin:/sbin command -v $tool >/dev/null || fail "$tool is missing; install the packages of packages.apt"
 done
 export PATH=$PATH:/usr/sbin:/sbin
@@ -45,7 +46,7 @@ make_initrd() {
     local root=$work/root name file
     mkdir -p "$root/modules" "$root/dev"
     gcc -std=gnu11 -static -O2 -s -Wall -Wextra -Werror -Wl,--build-id=none -DIMAGE_MIB=$image_mib \
-        -o "$root/init" "$here"/{init,network,writer,json}.c -lpthread
+        -o "$root/init" "$here"/{init,firmware,network,writer,json}.c -lpthread
     for name in $modules; do
         file=$(find "$kernel" -path '*/modules/*' -name "$name.ko*" -print -quit)
         case $file in
@@ -59,8 +60,10 @@ make_initrd() {
     (cd "$root" && find . | sort | cpio -o -H newc -R 0:0 --reproducible --quiet | gzip -9n) > "$work/initrd.gz"
 }
 
-make_boot_partition() {
-    # A panic must stay visible and stop the guest: no panic= timeout, and an oops counts as one.
+# A panic must stay visible and stop the guest: no panic= timeout, and an oops counts as one.
+parameters="console=ttyS0 quiet panic=0 oops=panic mitigations=off tsc=reliable random.trust_cpu=on"
+
+make_boot_bios() {
     cat > "$work/syslinux.cfg" <<X
 DEFAULT guest
 PROMPT 0
@@ -69,14 +72,33 @@ SERIAL 0 115200
 LABEL guest
  KERNEL vmlinuz
  INITRD initrd.gz
- APPEND console=ttyS0 quiet panic=0 oops=panic mitigations=off tsc=reliable random.trust_cpu=on
+ APPEND $parameters
 X
     cp "$kernel"/boot/vmlinuz-* "$work/vmlinuz"
     touch -d $epoch "$work"/{vmlinuz,initrd.gz,syslinux.cfg}
-    truncate -s ${boot_mib}M "$work/boot"
-    mkfs.vfat -F 16 -i 57484947 --invariant -n BOOT "$work/boot" >/dev/null
     mcopy -m -i "$work/boot" "$work"/{vmlinuz,initrd.gz,syslinux.cfg} ::
     syslinux --install "$work/boot"
+}
+
+# Kernel, initrd and parameters in one program, where UEFI looks on a disk that it has never seen. (The addresses are
+# those of the UAPI group's "Unified Kernel Image" in the layout of systemd 252, whose stub starts it.)
+make_boot_uefi() {
+    local stub=/usr/lib/systemd/boot/efi/linuxx64.efi.stub
+    [ -f $stub ] || fail "$stub is missing; install the packages of packages.apt"
+    mkdir -p "$work/efi/boot"
+    printf '%s' "$parameters" > "$work/cmdline"
+    objcopy --add-section .cmdline="$work/cmdline" --change-section-vma .cmdline=0x30000 \
+        --add-section .linux="$(echo "$kernel"/boot/vmlinuz-*)" --change-section-vma .linux=0x2000000 \
+        --add-section .initrd="$work/initrd.gz" --change-section-vma .initrd=0x3000000 \
+        $stub "$work/efi/boot/bootx64.efi"
+    touch -d $epoch "$work"/efi{,/boot{,/*}}
+    mcopy -m -s -i "$work/boot" "$work/efi" ::
+}
+
+make_boot_partition() {
+    truncate -s ${boot_mib}M "$work/boot"
+    mkfs.vfat -F 16 -i 57484947 --invariant -n BOOT "$work/boot" >/dev/null
+    "make_boot_$firmware"
 }
 
 make_data_partition() {

@@ -18,6 +18,11 @@ extern volatile uint64_t last_durable;
 void begin_write(void);
 void end_write(void);
 
+void load_module(const char *name);
+
+/* firmware.c: a variable of the firmware that counts the boots, if it is UEFI. */
+void count_boots(void);
+
 /* network.c: the addresses that the config drive names. */
 void configure_network(void);
 

@@ -11,6 +11,7 @@
  *   WRITER DISK2 total=N bad=N         the records on the second disk (user data: second_disk=1)
  *   WRITER ROOM vda_mib=N ram_mib=N    the size of the root disk and of the memory
  *   WRITER NET ip=A mtu=N mac=M        the address taken from the config drive
+ *   WRITER FIRMWARE uefi boots=N       it booted by UEFI, whose variables say that this is boot N
  *   WRITER READY                       everything above is done; from here on records are written
  *   WRITER seq=N mono_ms=N             record N is on the disk
  *   WRITER FAIL ... | WRITER FATAL ... something that should not be; the guest goes on after FAIL, stops after FATAL
@@ -93,7 +94,7 @@ uint64_t option_number(const char *key, uint64_t otherwise)
     return value ? strtoull(value, NULL, 10) : otherwise;
 }
 
-static void load_module(const char *name)
+void load_module(const char *name)
 {
     char path[128];
     snprintf(path, sizeof path, "/modules/%s.ko", name);
@@ -262,6 +263,7 @@ int main(void)
     if (!acpi || strcmp(acpi, "ignore"))
         pthread_create(&thread, NULL, watch_power_button, NULL);
     configure_network();
+    count_boots();
     verify_and_write();
     for (;;)
         pause();

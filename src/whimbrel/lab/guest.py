@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 from pathlib import Path
+from typing import Literal
 
 from whimbrel.domain.errors import Unavailable
 
@@ -21,18 +22,21 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "whimbrel"
 
 
-def image() -> Path:
-    """Return the image, building it if its sources have changed since the last time; raise Unavailable."""
+def image(firmware: Literal["bios", "uefi"] = "bios") -> Path:
+    """Return the image that boots so, building it if its sources have changed since the last time.
+
+    Raise Unavailable if it cannot be built.
+    """
     if not (SOURCES / "build.sh").exists():
         raise Unavailable(f"{SOURCES} is not there: the lab runs from a source tree, not from an installed wheel.")
     digest = hashlib.sha256()
     for source in sorted(SOURCES.iterdir()):
         digest.update(source.read_bytes())
-    built = cache_dir() / f"guest-{digest.hexdigest()[:12]}.qcow2"
+    built = cache_dir() / f"guest-{firmware}-{digest.hexdigest()[:12]}.qcow2"
     if not built.exists():
         built.parent.mkdir(parents=True, exist_ok=True)
         done = subprocess.run(
-            [SOURCES / "build.sh", built], capture_output=True, text=True, timeout=BUILD_DEADLINE, check=False
+            [SOURCES / "build.sh", built, firmware], capture_output=True, text=True, timeout=BUILD_DEADLINE, check=False
         )
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
