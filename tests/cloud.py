@@ -299,9 +299,9 @@ class Cloud:
                 return str(row["id"])
         return str(self.post("/flavors", {"flavor": {"name": name, **size}})["flavor"]["id"])
 
-    def upload(self, name: str, content: bytes) -> str:
+    def upload(self, name: str, content: bytes, **properties: str) -> str:
         """Upload another image and return its id."""
-        body = {"name": name, "disk_format": "qcow2", "container_format": "bare", "min_disk": 1}
+        body = {"name": name, "disk_format": "qcow2", "container_format": "bare", "min_disk": 1, **properties}
         image: Json = self.http.post("/image/v2/images", json=body).raise_for_status().json()
         kind = {"Content-Type": "application/octet-stream"}
         self.http.put(f"/image/v2/images/{image['id']}/file", content=content, headers=kind).raise_for_status()

@@ -25,7 +25,7 @@ from whimbrel.agent.control import StepControl
 from whimbrel.agent.directories import read_manifest, write_manifest
 from whimbrel.agent.disks.copies import CARRYING
 from whimbrel.agent.disks.extents import allocated, write_zeros
-from whimbrel.agent.disks.frames import EARLIER, GRANULE, MOST_CONSOLE, Range
+from whimbrel.agent.disks.frames import EARLIER, GRANULE, MOST_CONSOLE, VARIABLES, Range
 from whimbrel.agent.disks.mapping import read_bitmaps
 from whimbrel.agent.disks.pace import LOOSE
 from whimbrel.agent.disks.session import Session
@@ -241,6 +241,29 @@ def test_the_end_of_the_console_travels_hashed_and_shows_the_earlier_boots(pair:
     sealed = pair.source.names.sealed(UUID, ATTEMPT)
     assert said(pair, sealed) == "boot 1 on h0\nboot 2 on h1\n", "a revert finds it as it was"
     assert not list(sealed.glob(f"{CARRYING}*"))
+
+
+def test_what_the_firmware_remembers_travels_hashed_of_a_guest_that_has_such_firmware(pair: Pair) -> None:
+    guest = replace(GUEST, uefi=True)
+    pair.make_server(1)
+    live = pair.source.names.live(UUID)
+    variables = os.urandom(540_672)
+    pair.target.disks.prepare(pair.order("prepare", old=guest), patience())
+    opened = pair.source.channels.open(pair.order("open_channel", old=guest), patience())
+    pair.source.names.seal(UUID, ATTEMPT)
+    order = pair.order("copy_disks", {"open_channel": opened}, old=guest)
+    with pytest.raises(StepError, match=f"{VARIABLES} is missing on h1"):
+        pair.source.disks.push(order, patience())
+    (pair.source.names.sealed(UUID, ATTEMPT) / VARIABLES).write_bytes(variables)
+    pushed = pair.source.disks.push(order, patience())
+    verify = pair.order("verify_disks", {"copy_disks": pushed}, old=guest)
+    assert pair.received(VARIABLES).read_bytes() == variables and not live.exists()
+    pair.received(VARIABLES).write_bytes(bytes(540_672))
+    with pytest.raises(StepError, match=f"{VARIABLES} .* differs on h2"):
+        pair.target.disks.verify(verify, patience())
+    silent = {**pushed, "disks": {name: pushed["disks"][name] for name in ("disk-0", "config.iso")}}
+    with pytest.raises(StepError, match=f"h1 did not send {VARIABLES}"):
+        pair.target.disks.verify(pair.order("verify_disks", {"copy_disks": silent}, old=guest), patience())
 
 
 def test_a_console_is_carried_up_to_its_bound_whatever_the_guest_wrote(pair: Pair) -> None:

@@ -106,8 +106,10 @@ async def test_a_create_is_refused(cloud: Cloud, change: dict[str, Any], status:
 @pytest.mark.parametrize(
     ("properties", "status"),
     [
-        ({"hw_firmware_type": "uefi"}, 400),
+        ({"hw_firmware_type": "uefi"}, 202),
         ({"hw_firmware_type": "bios"}, 202),
+        ({"hw_firmware_type": "coreboot"}, 400),
+        ({"hw_firmware_type": "uefi", "hw_firmware_stateless": "true"}, 400),
         ({"hw_tpm_version": "2.0"}, 400),
         ({"hw_tpm_model": "tpm-crb"}, 400),
         ({"hw_machine_type": "q35"}, 400),

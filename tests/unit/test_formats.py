@@ -218,14 +218,23 @@ def test_what_qemu_opened_counts_and_not_what_the_header_says_by_now(tmp_path: P
     chain = {"driver": "raw", "file": {"driver": "file", "filename": str(home / qcow2.BASE)}}
     nodes = opened_by_qemu(good, chain)
     assert {node["drv"] for node in nodes} == {"qcow2", "raw", "file"} and len(nodes) == 4
-    refuse_opened(nodes, home, "s")
+    refuse_opened(nodes, home, "s", None)
     nodes = opened_by_qemu(bad, None)
     make(bad)  # the header is harmless again
     refuse_disk(bad, ROOT, None, at_rest=False)
     with pytest.raises(StepError, match=r"has opened '.*/elsewhere/secret'"):
-        refuse_opened(nodes, home, "s")
+        refuse_opened(nodes, home, "s", None)
     with pytest.raises(StepError, match="nbd"):
-        refuse_opened([{"drv": "nbd", "file": "nbd://10.0.0.9:10809"}], home, "s")
+        refuse_opened([{"drv": "nbd", "file": "nbd://10.0.0.9:10809"}], home, "s", None)
+
+
+@pytest.mark.parametrize(("ro", "firmware"), [(False, "/usr/share/x.fd"), (True, None), (True, "/usr/share/y.fd")])
+def test_firmware_is_the_hosts_own_and_only_read(tmp_path: Path, ro: bool, firmware: str | None) -> None:
+    file = {"drv": "file", "file": "/usr/share/x.fd", "ro": False}
+    over = {"drv": "raw", "file": "/usr/share/x.fd"}
+    refuse_opened([{**over, "ro": True}, file], tmp_path, "s", "/usr/share/x.fd")
+    with pytest.raises(StepError, match=r"has opened '/usr/share/x.fd'"):
+        refuse_opened([{**over, "ro": ro}, file], tmp_path, "s", firmware)
 
 
 def opened_by_qemu(disk: Path, backing: object) -> list[dict[str, Any]]:

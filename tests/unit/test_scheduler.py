@@ -83,6 +83,12 @@ def test_each_filter_refuses_with_its_own_name(store: Store) -> None:
     }  # fmt: skip
 
 
+def test_a_server_that_boots_by_uefi_goes_only_where_there_is_such_firmware(store: Store) -> None:
+    add(store, "h3", uefi=True)
+    assert refused(store, _with(uefi=True)) == {"h1": "not the source", "h2": "firmware"}
+    assert refused(store) == {"h1": "not the source"}
+
+
 def _with(**more: object) -> SelectTargets:
     return replace(REQUEST, **more)  # type: ignore[arg-type]
 

@@ -100,6 +100,38 @@ def test_the_definition_of_another_server_is_refused() -> None:
         carried_definition(made, GUEST, GUEST, IMAGE, host())
 
 
+def test_a_guest_with_uefi_gets_each_hosts_firmware_and_keeps_its_own_variables() -> None:
+    guest = replace(GUEST, uefi=True)
+    made = new_definition(guest, IMAGE, host())
+    assert ET.fromstring(made).findtext("os/nvram") == f"/servers/{UUID}/firmware.vars"
+    carried, rewrites = carried_definition(made, guest, guest, IMAGE, host())
+    assert rewrites == [] and flat(carried) == flat(made)
+    target = host("/elsewhere", firmware="/usr/share/edk2/code.fd")
+    carried, rewrites = carried_definition(made, guest, guest, IMAGE, target)
+    assert "firmware /usr/share/OVMF/OVMF_CODE_4M.fd -> /usr/share/edk2/code.fd" in rewrites
+    assert flat(carried) == flat(new_definition(guest, IMAGE, target))
+    bare = new_definition(GUEST, IMAGE, host())
+    assert flat(carried_definition(bare, guest, guest, IMAGE, host())[0]) == flat(made), "whatever came with it"
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "<nvram template='/etc/shadow'>/etc/passwd</nvram>",
+        "<loader readonly='no' type='pflash'>/etc/shadow</loader>",
+        "<nvram type='network'><source protocol='nbd' name='x'/></nvram>",
+        "<firmware><feature enabled='no' name='secure-boot'/></firmware>",
+    ],
+)
+def test_what_firmware_a_source_names_is_not_looked_at(hostile: str) -> None:
+    guest = replace(GUEST, uefi=True)
+    made = new_definition(guest, IMAGE, host())
+    reach = made.replace("<os>", f"<os firmware='efi'>{hostile}")
+    assert reach != made
+    carried, _ = carried_definition(reach, guest, guest, IMAGE, host())
+    assert flat(carried) == flat(made)
+
+
 REACHES = {
     "another server's disk": ("disk-1", "../11111111-2222-3333-4444-555555555555/disk-0"),
     "a file of the host": (f"/servers/{UUID}/disk-1", "/etc/shadow"),
@@ -145,7 +177,8 @@ REACHES = {
         "<os>",
         '<os><loader readonly="no" type="pflash">/usr/share/OVMF/OVMF_CODE.fd</loader>',
     ),
-    "firmware's variables, which would stay behind": ("<os>", f"<os><nvram>/servers/{UUID}/vars.fd</nvram>"),
+    "firmware that the host is to choose": ("<os>", "<os firmware='efi'>"),
+    "firmware's variables, which its order does not declare": ("<os>", f"<os><nvram>/servers/{UUID}/vars.fd</nvram>"),
     "the host's firmware, as its variables": ("<os>", "<os><nvram>/usr/share/OVMF/OVMF_CODE.fd</nvram>"),
     "another server's directory by its own name": (f"/servers/{UUID}/console.log", f"/servers/{UUID}"),
     "whatever an address names": ("<os>", "<os><nvram type='network'><source protocol='nbd' name='x'/></nvram>"),

@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 
 import structlog
 
-from whimbrel.agent import inventory
+from whimbrel.agent import firmware, inventory
 from whimbrel.agent.admission import Admission
 from whimbrel.agent.ledger import Ledger, ServerRecord
 from whimbrel.bus.port import Bus
@@ -127,6 +127,7 @@ class Heart:
             lease_kept=asked.kept,
             composed=asked.composed,
             channel=channel_of(settings),
+            uefi=settings.hypervisor == "fake" or not firmware.missing(settings),
         )
 
     def _guests(self) -> tuple[GuestReport, ...]:

@@ -119,6 +119,8 @@ class Guest:
     nics: tuple[Nic, ...]
     user_data: str | None = None
     metadata: dict[str, str] = field(default_factory=dict)
+    uefi: bool = False
+    """Whether it boots by UEFI; what that firmware remembers then lies beside the disks, and goes where they go."""
 
 
 def disks_for(flavor: Flavor, image: Image | None, root_format: str) -> tuple[Disk, ...]:

@@ -251,6 +251,8 @@ class SelectTargets:
     forced_host: str | None
     protocol: str
     version: int
+    uefi: bool = False
+    """Whether it needs a host that has UEFI firmware."""
 
     def __post_init__(self) -> None:
         bounds.number("vcpus, ram_mb or disk_gb", self.vcpus, self.ram_mb, self.disk_gb)

@@ -83,6 +83,8 @@ class Heartbeat:
     """CLOCK_BOOTTIME of the host when this was composed; seconds. One that comes after a later one is ignored."""
     channel: Channel | None = None
     """None while the host is not enrolled: then no disk leaves or reaches it."""
+    uefi: bool = False
+    """Whether guests can boot by UEFI here."""
 
     def __post_init__(self) -> None:
         bounds.host("host", self.host)

@@ -145,6 +145,10 @@ class Agent(msgspec.Struct, forbid_unknown_fields=True):
     live_memory: Literal["auto", "running", "held"] = "auto"
     """Whether a guest that moves live runs while its memory crosses; `auto`: unless its processor is emulated."""
     machine: str = "pc"
+    firmware: str = "/usr/share/OVMF/OVMF_CODE_4M.fd"
+    """The UEFI firmware of guests whose image asks for it, without Secure Boot; of the package `ovmf` on Debian."""
+    firmware_variables: str = "/usr/share/OVMF/OVMF_VARS_4M.fd"
+    """What such a guest's firmware remembers at its first boot; each guest has a copy of its own."""
     cpu_model: str = "host-model"
     bridge: str = "br-guests"
     mtu: Annotated[int, Meta(ge=576, le=9216)] = 1500

@@ -67,6 +67,10 @@ def _architecture(table: HostTable, request: SelectTargets) -> Mask:
     return same
 
 
+def _firmware(table: HostTable, request: SelectTargets) -> Mask:
+    return table.uefi if request.uefi else np.ones(len(table.names), dtype=np.bool_)
+
+
 FILTERS: tuple[Filter, ...] = (
     Filter("forced host", _forced, lambda t, r, i: f"host {r.forced_host} was asked for"),
     Filter("not the source", _not_source, lambda t, r, i: "the server is there already"),
@@ -75,6 +79,7 @@ FILTERS: tuple[Filter, ...] = (
     Filter("enabled", lambda t, r: t.enabled, lambda t, r, i: t.disabled_reason[i] or "the service is disabled"),
     Filter("protocol", _speaks, lambda t, r, i: f"its agent does not hold {r.protocol} version {r.version}"),
     Filter("architecture", _architecture, lambda t, r, i: f"{r.architecture} needed, it is {t.architecture[i]}"),
+    Filter("firmware", _firmware, lambda t, r, i: "UEFI needed, it has no such firmware"),
     _room("vcpus", ""),
     _room("ram_mb", " MiB"),
     _room("disk_gb", " GiB"),

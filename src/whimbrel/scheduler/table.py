@@ -28,6 +28,7 @@ class HostTable:
     disabled_reason: list[str | None]
     protocols: list[dict[str, int]]
     architecture: Strings
+    uefi: NDArray[np.bool_]
     limit: dict[str, Integers]
     free: dict[str, Integers]
     moves: Integers
@@ -43,6 +44,7 @@ class HostTable:
             disabled_reason=[self.disabled_reason[i] for i in chosen],
             protocols=[self.protocols[i] for i in chosen],
             architecture=self.architecture[mask],
+            uefi=self.uefi[mask],
             limit={name: column[mask] for name, column in self.limit.items()},
             free={name: column[mask] for name, column in self.free.items()},
             moves=self.moves[mask],
@@ -68,6 +70,7 @@ def read(tx: Connection, now: float, down_after: float) -> HostTable:
         disabled_reason=[row.disabled_reason for row in rows],
         protocols=[row.protocols for row in rows],
         architecture=np.array([row.architecture for row in rows], dtype=object),
+        uefi=np.array([row.uefi for row in rows], dtype=np.bool_),
         limit=limit,
         free={name: limit[name] - taken[name] for name in columns},
         moves=np.array([moves.get(row.name, 0) for row in rows], dtype=np.int64),

@@ -19,7 +19,8 @@ from whimbrel.store import servers_core
 
 def targets(tx: Connection, migration: Row[Any], table: Protocol, *, same_host: bool) -> SelectTargets:
     """Return the question for hosts; `same_host` is whether a resize may stay where it is."""
-    properties = servers_core.load(tx, migration.server_id).image_properties
+    server = servers_core.load(tx, migration.server_id)
+    properties = server.image_properties
     need = resources_of(servers_core.flavor_of(migration.new_flavor))
     return SelectTargets(
         vcpus=need.vcpus,
@@ -32,6 +33,7 @@ def targets(tx: Connection, migration: Row[Any], table: Protocol, *, same_host: 
         forced_host=migration.forced_host,
         protocol=table.name,
         version=table.version,
+        uefi=servers_core.is_uefi(server),
     )
 
 

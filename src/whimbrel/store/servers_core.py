@@ -50,7 +50,13 @@ def guest_of(tx: Connection, row: Row[Any], flavor: dict[str, Any], root_disk: s
         nics=networks.nics_of(tx, row.id),
         user_data=row.user_data,
         metadata=row.metadata,
+        uefi=is_uefi(row),
     )
+
+
+def is_uefi(row: Row[Any]) -> bool:
+    """Return whether the image that the server was made from asks for UEFI."""
+    return str(row.image_properties.get("hw_firmware_type", "")).lower() == "uefi"
 
 
 _NEXT_NUMBER = (

@@ -175,6 +175,7 @@ hosts = Table(
     Column("lease_kept", Boolean, nullable=False, default=False),
     Column("composed", Float, nullable=False, default=0.0),
     Column("channel", JSON),
+    Column("uefi", Boolean, nullable=False, default=False),
 )
 """`channel`: where the host's channels end, and by which keys it is known and may be given passes (see Heartbeat).
 `fenced_*`: that this boot cannot run guests, when that was proved, by which kind of witness, and in its words.

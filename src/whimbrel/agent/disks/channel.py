@@ -20,10 +20,10 @@ from whimbrel.agent.directories import HostDirectories, in_words
 from whimbrel.agent.disks.extents import allocated
 from whimbrel.agent.disks.fetch import Blocks, from_host
 from whimbrel.agent.disks.frames import CONFIG_DRIVE, PROBE, VERSION
+from whimbrel.agent.disks.incoming import carried
 from whimbrel.agent.disks.pace import Paces
 from whimbrel.agent.disks.session import Children, Session
 from whimbrel.domain.errors import StepError, TimedOut
-from whimbrel.domain.server import DiskRole
 from whimbrel.identity.enrolment import CLIENT_KEY
 from whimbrel.migration.messages import Facts, Order, Pass, Phase, Place
 from whimbrel.migration.ports import Control
@@ -191,11 +191,10 @@ class SshChannels:
     def files(self, order: Order) -> list[Path]:
         """Return the files that a move carries, from the sealed directory or, before the seal, the live one.
 
-        Swap is made anew at the target; the config drive is opaque and carried like a disk.
+        Config drive and firmware's variables are opaque, and carried like a disk.
         """
         home = self.home(order)
-        names = [disk.name for disk in order.work.old.disks if disk.role is not DiskRole.SWAP]
-        paths = [home / name for name in names]
+        paths = [home / name for name in carried(order.work.old)]
         for path in paths:
             if not path.is_file():
                 raise StepError(f"{path} is missing on {order.host}, so server {order.server} cannot be moved.")

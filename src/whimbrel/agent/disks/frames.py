@@ -60,6 +60,10 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 CONFIG_DRIVE = "config.iso"
 MOST_CONFIG = 64 << 20
 """Bytes of a config drive at most; user data is limited to much less."""
+VARIABLES = "firmware.vars"
+"""What a guest's UEFI firmware remembers."""
+MOST_VARIABLES = 64 << 20
+"""Bytes of them at most; 528 KiB for x86_64, all 64 MiB for aarch64."""
 EARLIER = "console.earlier.log"
 """What a guest wrote to its console on the hosts that it came from."""
 MOST_CONSOLE = 1 << 20

@@ -9,13 +9,23 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from whimbrel.agent.disks.extents import blocks, read_block, survey, write_zeros
-from whimbrel.agent.disks.frames import BLOCK, CONFIG_DRIVE, EARLIER, GRANULE, MOST_CONFIG, MOST_CONSOLE, Range
+from whimbrel.agent.disks.frames import (
+    BLOCK,
+    CONFIG_DRIVE,
+    EARLIER,
+    GRANULE,
+    MOST_CONFIG,
+    MOST_CONSOLE,
+    MOST_VARIABLES,
+    VARIABLES,
+    Range,
+)
 from whimbrel.agent.disks.table import Table, digest_of, granules
 from whimbrel.domain.errors import StepError
-from whimbrel.domain.server import Disk, DiskRole
+from whimbrel.domain.server import Disk, DiskRole, Guest
 
 CHECK_EVERY = 32 << 20
 UNCHECKED_LIMIT = 128 << 20
@@ -24,15 +34,23 @@ UNCHECKED_LIMIT = 128 << 20
 QCOW2_MARGIN = 64 << 20
 """Bytes that a qcow2 file may have beyond its disk and a 64th of it: header, tables, bitmaps, clusters that leaked."""
 
-_FILE = re.compile(r"disk-[0-9]{1,3}|" + "|".join(map(re.escape, (CONFIG_DRIVE, EARLIER))))
+_FILE = re.compile(r"disk-[0-9]{1,3}|" + "|".join(map(re.escape, (CONFIG_DRIVE, VARIABLES, EARLIER))))
 
 
-def declared(disks: Iterable[Disk]) -> dict[str, int]:
-    """Return the files that a target is to receive of a server with these disks, with the most bytes of each.
+def carried(guest: Guest) -> list[str]:
+    """Return the files without which a server is not whole. Swap is none of them: it is made anew at each host."""
+    disks = [disk.name for disk in guest.disks if disk.role is not DiskRole.SWAP]
+    return [*disks, VARIABLES] if guest.uefi else disks
+
+
+def declared(guest: Guest) -> dict[str, int]:
+    """Return the files that a target is to receive of a server, with the most bytes of each.
 
     It is written into the manifest of the incoming directory, and the receiver opens nothing else.
     """
-    most = {disk.name: _most(disk) for disk in disks if disk.role is not DiskRole.SWAP}
+    most = {disk.name: _most(disk) for disk in guest.disks if disk.role is not DiskRole.SWAP}
+    if guest.uefi:
+        most[VARIABLES] = MOST_VARIABLES
     return {**most, CONFIG_DRIVE: MOST_CONFIG, EARLIER: MOST_CONSOLE}
 
 

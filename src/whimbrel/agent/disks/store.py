@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from whimbrel.agent import console
+from whimbrel.agent import console, firmware
 from whimbrel.agent.directories import (
     HostDirectories,
     free_bytes,
@@ -26,7 +26,7 @@ from whimbrel.agent.disks.channel import SshChannels
 from whimbrel.agent.disks.configdrive import make_config_drive
 from whimbrel.agent.disks.copies import Copies, Log, is_carried
 from whimbrel.agent.disks.frames import CACHE, EARLIER, RECEIVED
-from whimbrel.agent.disks.incoming import Incoming, declared, seen
+from whimbrel.agent.disks.incoming import Incoming, carried, declared, seen
 from whimbrel.domain.errors import StepError
 from whimbrel.domain.server import Disk, DiskRole, Image
 from whimbrel.migration.messages import Facts, Foresee, Foresight, Order, Work
@@ -45,7 +45,7 @@ class HostDisks:
         ready: Callable[[Order], None] | None = None,
         log: Log | None = None,
     ) -> None:
-        self._host = settings.host
+        self._settings, self._host = settings, settings.host
         self._directories = HostDirectories(settings.instances_dir)
         self._cache = ImageCache(settings.host, self._directories.root / CACHE, settings.ca_file)
         self._channels = channels
@@ -69,12 +69,14 @@ class HostDisks:
             incoming.mkdir(mode=0o700, parents=True)
             image = self._link_base(order, incoming, control)
             building = order.from_image
-            carried = set() if building else {disk.name for disk in order.work.old.disks if is_carried(disk)}
+            coming = set() if building else {disk.name for disk in order.work.old.disks if is_carried(disk)}
             for disk in order.work.guest.disks:
-                if disk.name not in carried:
+                if disk.name not in coming:
                     _make(incoming, disk, image, control)
             if building:
                 make_config_drive(incoming, order.work.guest, control)
+                if order.work.guest.uefi:
+                    firmware.make_variables(incoming, self._settings)
             _sync_files(incoming)
             write_manifest(
                 incoming,
@@ -83,7 +85,7 @@ class HostDisks:
                     "attempt": order.attempt,
                     "host": self._host,
                     "disks": [asdict(disk) for disk in order.work.guest.disks],
-                    "receives": {} if building else declared(order.work.old.disks),
+                    "receives": {} if building else declared(order.work.old),
                 },
             )
             sync_directory(self._directories.root)
@@ -155,7 +157,7 @@ class HostDisks:
     def _verify(self, order: Order, incoming: Path, control: Control) -> Facts:
         sent = order.results.get("copy_disks") or order.results["move_memory"]
         received = (_load(incoming / RECEIVED) or {}).get("files", {})
-        known = declared(order.work.old.disks)
+        known = declared(order.work.old)
         for name, expected in sent["disks"].items():
             if name not in known:
                 raise StepError(f"{_source_host(order)} says that it sent {name!r:.80}, which was not declared.")
@@ -178,6 +180,9 @@ class HostDisks:
             if is_carried(disk) and path.exists():  # whatever the source says that it sent
                 with in_words("check", path):
                     checks.refuse_disk(path, disk, checks.base_of(disk, order.work.image))
+        for name in carried(order.work.old):
+            if name not in sent["disks"]:
+                raise StepError(f"{_source_host(order)} did not send {name} of server {order.server}; copy it again.")
         return {"verified_bytes": sum(disk["size"] for disk in sent["disks"].values())}
 
     def resize(self, order: Order, control: Control) -> Facts:

@@ -84,7 +84,9 @@ def _beyond(part: ET.Element, directory: Path) -> str | None:
     if part.tag == "backend" and part.get("model", "random") not in ("random", "builtin"):
         return f"takes its entropy from {part.get('model', '')[:80]}"
     if part.tag == "nvram":
-        return "keeps its firmware's variables in a file that would stay at its host"
+        return "has firmware's variables, which its order does not declare"
+    if part.tag == "os" and part.get("firmware"):
+        return "lets this host choose its firmware"
     if part.tag == "loader" and part.get("type") == "pflash" and part.get("readonly") != "yes":
         return "could write to its firmware"
     named = {name: value for name, value in part.attrib.items() if name in NAMING}

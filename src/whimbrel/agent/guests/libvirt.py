@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from whimbrel.agent import firmware
 from whimbrel.agent.directories import HostDirectories
 from whimbrel.agent.guests import xml
 from whimbrel.agent.guests.changelog import ChangeLog
@@ -91,8 +92,10 @@ class LibvirtGuests:
         return self.hypervisor.call("list the paused guests", read, LOOK_LIMIT)
 
     def ready(self, order: Order) -> None:
-        """Raise StepError when this host could not run the guest of the order: libvirtd or the bridge is missing."""
+        """Raise StepError when this host could not run the guest: libvirtd, its firmware or the bridge is missing."""
         self.version()
+        if order.work.guest.uefi:
+            firmware.refuse_missing(self._settings)
         if order.work.guest.nics:
             self._require_bridge()
 

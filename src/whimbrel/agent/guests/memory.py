@@ -192,7 +192,8 @@ class LibvirtMemory:
         if expected.failure is not None:
             raise expected.failure
         nodes = self._monitor(order.server, "query-named-block-nodes", flat=True)
-        refuse_opened(nodes, self._directories.live(order.server), order.server)
+        firmware = self._settings.firmware if order.work.old.uefi else None
+        refuse_opened(nodes, self._directories.live(order.server), order.server, firmware)
 
     def begin(self, order: Order, control: Control) -> float | None:
         """Begin to send the memory; return None when the guest runs meanwhile, or the time at which it was held."""

@@ -17,13 +17,20 @@ FORMATS = ("qcow2", "raw")
 """Nodes that open nothing themselves: what they lie on is a node of its own."""
 
 
-def refuse_opened(nodes: Iterable[Mapping[str, Any]], directory: Path, server: str) -> None:
-    """Raise StepError if one of QEMU's block nodes (query-named-block-nodes) is no file of the server's directory."""
+def refuse_opened(nodes: Iterable[Mapping[str, Any]], directory: Path, server: str, firmware: str | None) -> None:
+    """Raise StepError if one of QEMU's block nodes (query-named-block-nodes) is no file of the server's directory.
+
+    The firmware's code, if it has any, is the host's, and only read. That is said at the format node: the file node
+    under it is opened for no more than the nodes above it may do (libvirt's auto-read-only).
+    """
     for node in nodes:
         driver, file = str(node.get("drv")), str(node.get("file"))
-        if driver in FORMATS or (driver == "file" and Path(file).parent == directory):
-            continue
-        raise StepError(
-            f"QEMU of server {server} has opened {file[:200]!r} ({driver}), which is none of its files; its source "
-            f"made it do so, and is not to be trusted."
-        )
+        if firmware is not None and file == firmware:
+            fine = driver == "file" or (driver in FORMATS and node.get("ro") is True)
+        else:
+            fine = driver in FORMATS or (driver == "file" and Path(file).parent == directory)
+        if not fine:
+            raise StepError(
+                f"QEMU of server {server} has opened {file[:200]!r} ({driver}), which is none of its files; its source "
+                f"made it do so, and is not to be trusted."
+            )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from whimbrel.agent.console import CONSOLE
-from whimbrel.agent.disks.frames import CONFIG_DRIVE
+from whimbrel.agent.disks.frames import CONFIG_DRIVE, VARIABLES
 from whimbrel.agent.disks.qcow2 import BASE
 from whimbrel.agent.guests.borders import refuse_reach
 from whimbrel.domain.errors import StepError
@@ -45,6 +45,8 @@ def new_definition(guest: Guest, image: Image | None, host: Host) -> str:
     system = ET.SubElement(domain, "os")
     _text(system, "type", "hvm", arch=platform.machine(), machine=settings.machine)
     ET.SubElement(system, "boot", dev="hd")
+    if guest.uefi:
+        _give_firmware(domain, host)
     features = ET.SubElement(domain, "features")
     ET.SubElement(features, "acpi")
     ET.SubElement(features, "apic")
@@ -81,8 +83,13 @@ def carried_definition(
             source.set("bridge", host.settings.bridge)
             rewrites.append(f"bridge {bridge} -> {host.settings.bridge}")
     rewrites += _fit_cache(domain, host)
+    came_with = _take_firmware(domain) if new.uefi else None
     refuse_reach(domain, host.directory, host.settings.host)
     _refuse_chains(domain, new, image, host)
+    if new.uefi:
+        _give_firmware(domain, host)
+        if came_with != host.settings.firmware:
+            rewrites.append(f"firmware {came_with} -> {host.settings.firmware}")
     return _written(domain), rewrites
 
 
@@ -247,6 +254,30 @@ def _move_files(domain: ET.Element, server: str, host: Host) -> list[str]:
                 element.set(attribute, str(host.directory / path.name))
                 moved.add(f"directory {path.parent} -> {host.directory}")
     return sorted(moved)
+
+
+def _take_firmware(domain: ET.Element) -> str | None:
+    """Take the firmware and its variables out of a definition; return the path of the former."""
+    system = _system_of(domain)
+    code = system.findtext("loader")
+    system.attrib.pop("firmware", None)
+    for element in [child for child in system if child.tag in ("firmware", "loader", "nvram")]:
+        system.remove(element)
+    return code
+
+
+def _give_firmware(domain: ET.Element, host: Host) -> None:
+    """Let the guest boot by this host's UEFI firmware, with its own variables."""
+    system = _system_of(domain)
+    _text(system, "loader", host.settings.firmware, readonly="yes", type="pflash")
+    _text(system, "nvram", str(host.directory / VARIABLES))
+
+
+def _system_of(domain: ET.Element) -> ET.Element:
+    system = domain.find("os")
+    if system is None:
+        raise StepError("The definition that came with the server does not say what boots; a hard reboot mends it.")
+    return system
 
 
 def _fit_cache(domain: ET.Element, host: Host) -> list[str]:

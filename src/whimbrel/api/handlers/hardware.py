@@ -20,6 +20,8 @@ PLAIN: dict[str, frozenset[str]] = {
 }
 """What changes the machine, and with which values it is the one that every server has."""
 
+UEFI = "hw_firmware_type"
+"""What an image may ask for, and a flavor may not: firmware is part of what the image is made for."""
 ABSENT = "hw_tpm_"
 
 
@@ -31,8 +33,11 @@ def refuse_special(what: str, asked: Mapping[str, object]) -> None:
     for name, value in asked.items():
         known = name.replace(":", "_", 1)
         plain = PLAIN.get(known)
+        if name == UEFI and str(value).lower() == "uefi":
+            continue
         if (plain is not None and str(value).lower() not in plain) or known.startswith(ABSENT):
             raise Invalid(
-                f"{what} asks for {name}={value!s:.80}, which is not supported: servers have a BIOS, the machine type "
-                f"of their host's settings and no TPM. Use one without it."
+                f"{what} asks for {name}={value!s:.80}, which is not supported: servers have a BIOS or, where "
+                f"the image says {UEFI}=uefi, UEFI without Secure Boot, the machine type of their host's settings and "
+                f"no TPM. Use one without it."
             )
