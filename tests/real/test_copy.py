@@ -246,15 +246,15 @@ def test_the_end_of_the_console_travels_hashed_and_shows_the_earlier_boots(pair:
 def test_what_the_firmware_remembers_travels_hashed_of_a_guest_that_has_such_firmware(pair: Pair) -> None:
     guest = replace(GUEST, uefi=True)
     pair.make_server(1)
-    live = pair.source.names.live(UUID)
-    variables = os.urandom(540_672)
+    live, variables = pair.source.names.live(UUID), os.urandom(540_672)
     pair.target.disks.prepare(pair.order("prepare", old=guest), patience())
-    opened = pair.source.channels.open(pair.order("open_channel", old=guest), patience())
+    opening = pair.order("open_channel", old=guest)
+    with pytest.raises(StepError, match=f"{VARIABLES} is missing on h1"):
+        pair.source.channels.open(opening, patience())
+    (live / VARIABLES).write_bytes(variables)
+    opened = pair.source.channels.open(opening, patience())
     pair.source.names.seal(UUID, ATTEMPT)
     order = pair.order("copy_disks", {"open_channel": opened}, old=guest)
-    with pytest.raises(StepError, match=f"{VARIABLES} is missing on h1"):
-        pair.source.disks.push(order, patience())
-    (pair.source.names.sealed(UUID, ATTEMPT) / VARIABLES).write_bytes(variables)
     pushed = pair.source.disks.push(order, patience())
     verify = pair.order("verify_disks", {"copy_disks": pushed}, old=guest)
     assert pair.received(VARIABLES).read_bytes() == variables and not live.exists()
