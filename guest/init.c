@@ -192,7 +192,7 @@ static int find_config_drive(char *device, size_t size)
     }
     /* The CD-ROM's drivers are loaded only when no virtio disk carries the label: they cost boot time. */
     load_modules("scsi_common scsi_mod libata ata_piix cdrom sr_mod");
-    for (int tenth = 0; tenth < 10; tenth++, usleep(100000))
+    for (int tenth = 0; tenth < 30; tenth++, usleep(100000))
         for (int i = 0; i < 2; i++) {
             snprintf(device, size, "/dev/sr%d", i);
             if (has_label(device, "config-2"))

@@ -10,6 +10,8 @@ from pathlib import Path
 
 _VERIFY = re.compile(r"WRITER VERIFY total=(\d+) intact=(\d+) torn=(\d+) bad=(\d+) last=(\d+) boot=(\d+)")
 _RECORD = re.compile(r"WRITER seq=(\d+) ")
+_LATER = re.compile(r"WRITER (?:READY|seq=|DOWN)")
+"""What a guest says after it has verified its disk."""
 FAULT = re.compile(r"WRITER (?:FAIL|FATAL).*|WRITER FILL .*bad=[1-9].*|WRITER DISK2 .*bad=[1-9].*")
 
 
@@ -24,14 +26,17 @@ class Boot:
 
 
 def boots_of(text: str) -> list[Boot]:
-    """Split a console into the boots that got as far as verifying the disk."""
-    starts = [match.start() for match in _VERIFY.finditer(text)]
+    """Split a console into the boots that got as far as verifying the disk; what was said on the way is theirs."""
+    verified = list(_VERIFY.finditer(text))
+    starts, before = [], 0
+    for verify in verified:
+        said = [match.end() for match in _LATER.finditer(text, before, verify.start())]
+        starts.append(said[-1] if said else before)
+        before = verify.end()
     boots = []
-    for start, end in itertools.pairwise([*starts, len(text)]):
+    for verify, (start, end) in zip(verified, itertools.pairwise([*starts, len(text)]), strict=True):
         part = text[start:end]
         numbers = [int(number) for number in _RECORD.findall(part)]
-        verify = _VERIFY.match(part)
-        assert verify is not None
         names = ("total", "intact", "torn", "bad", "last", "boot")
         found = dict(zip(names, map(int, verify.groups()), strict=True))
         boots.append(Boot(part, found, min(numbers, default=0), max(numbers, default=0)))

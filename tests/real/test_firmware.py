@@ -28,7 +28,7 @@ def counted(server: Server, host: str) -> list[int]:
 def test_what_the_firmware_remembers_goes_where_the_guest_goes(cloud: Cloud) -> None:
     image = cloud.upload("uefi", guest.image("uefi").read_bytes(), hw_firmware_type="uefi")
     server = cloud.create(flavor="medium", image=image)
-    assert counted(server, "h1") == [1]
+    assert counted(server, "h1") == [1] and "WRITER NET" in server.console("h1"), "it found its config drive"
     server.migrate()
     server.wait("VERIFY_RESIZE")
     server.assert_nothing_lost("h2")

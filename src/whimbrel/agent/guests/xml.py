@@ -46,6 +46,7 @@ def new_definition(guest: Guest, image: Image | None, host: Host) -> str:
     _text(system, "type", "hvm", arch=platform.machine(), machine=settings.machine)
     ET.SubElement(system, "boot", dev="hd")
     if guest.uefi:
+        ET.SubElement(system, "boot", dev="cdrom")  # or OVMF leaves its controller off, and with it the config drive
         _give_firmware(domain, host)
     features = ET.SubElement(domain, "features")
     ET.SubElement(features, "acpi")
