@@ -10,7 +10,7 @@ from pathlib import Path
 
 _VERIFY = re.compile(r"WRITER VERIFY total=(\d+) intact=(\d+) torn=(\d+) bad=(\d+) last=(\d+) boot=(\d+)")
 _RECORD = re.compile(r"WRITER seq=(\d+) ")
-_LATER = re.compile(r"WRITER (?:READY|seq=|DOWN)")
+_LATER = re.compile(r"WRITER (?:READY|DOWN|seq=\d+ )")
 """What a guest says after it has verified its disk."""
 FAULT = re.compile(r"WRITER (?:FAIL|FATAL).*|WRITER FILL .*bad=[1-9].*|WRITER DISK2 .*bad=[1-9].*")
 
