@@ -1,4 +1,4 @@
-"""What is packed, and when, on a clock that the test moves; and what a peer may send as packed."""
+"""What is packed, and when, on clocks that the test moves; and what a peer may send as packed."""
 
 from __future__ import annotations
 
@@ -16,27 +16,34 @@ RANDOM = memoryview(os.urandom(BLOCK))
 FAST, SLOW = 0.001, 0.05
 """Seconds that a block keeps the channel."""
 PACKING = 0.004
-"""Seconds that packing a block takes."""
+"""Processor seconds that packing a block takes."""
 
 
 class Compressor:
     """The real one, which takes the time that the test says, and notes how much it was given."""
 
-    def __init__(self, now: list[float]) -> None:
-        self._real, self._now = zstandard.ZstdCompressor(level=1), now
+    def __init__(self) -> None:
+        self._real = zstandard.ZstdCompressor(level=1)
         self.given: list[int] = []
+        self.now = self.processor = 0.0
+        self.waits = 0.0
+        """Seconds for which the next call waits until a processor is free."""
 
     def compress(self, data: memoryview) -> bytes:
         self.given.append(len(data))
-        self._now[0] += PACKING * len(data) / BLOCK
+        takes = PACKING * len(data) / BLOCK
+        self.processor += takes
+        self.now += takes + self.waits
+        self.waits = 0.0
         return self._real.compress(data)
 
 
 @pytest.fixture
 def compressor(monkeypatch: pytest.MonkeyPatch) -> Compressor:
-    now = [1000.0]
-    monkeypatch.setattr(clock, "monotonic", lambda: now[0])
-    return Compressor(now)
+    made = Compressor()
+    monkeypatch.setattr(clock, "monotonic", lambda: made.now)
+    monkeypatch.setattr(clock, "processor", lambda: made.processor)
+    return made
 
 
 @pytest.fixture
@@ -61,6 +68,11 @@ def test_what_packs_is_packed_on_a_slow_channel_and_left_on_a_fast_one(packer: P
     assert send(packer, TEXT, 100, FAST) == 0
     assert 100 >= send(packer, TEXT, 100, SLOW) > 90, "the channel became slow in the middle of a copy"
     assert send(packer, TEXT, 100, FAST) < 20, "and fast again"
+
+
+def test_a_wait_for_a_processor_does_not_speak_against_packing(packer: Packer, compressor: Compressor) -> None:
+    compressor.waits = 1.0
+    assert send(packer, TEXT, 10, SLOW) >= 9
 
 
 def test_what_does_not_pack_is_only_tried_now_and_then(packer: Packer, compressor: Compressor) -> None:

@@ -16,6 +16,11 @@ def monotonic() -> float:
     return time.monotonic()
 
 
+def processor() -> float:
+    """Return seconds that the processors gave to this thread, which waiting for one does not add to."""
+    return time.thread_time()
+
+
 def boottime() -> float:
     """Return seconds since this machine's boot, also those that it slept (CLOCK_BOOTTIME)."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)

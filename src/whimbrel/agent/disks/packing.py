@@ -1,7 +1,8 @@
 """Packing what crosses a channel (Zstandard, RFC 8878), where that saves more time than it takes.
 
-Whether it does is measured while a copy runs: how long a byte keeps the channel, how long packing one takes, and what
-is left of it. A fast wire or data that do not pack therefore leave it off, and a slow or limited one turns it on,
+Whether it does is measured while a copy runs: how long a byte keeps the channel, how much processor time packing one
+takes (by the wall, one wait for a processor during a sample would speak against packing for many samples more), and
+what is left of it. A fast wire or data that do not pack therefore leave it off, and a slow or limited one turns it on,
 within the same copy as well.
 """
 
@@ -58,9 +59,9 @@ class Packer:
         return packed if len(packed) <= WORTH_SENDING * len(data) else None
 
     def _pack(self, data: memoryview) -> bytes:
-        began = clock.monotonic()
+        began = clock.processor()
         packed = self._compressor.compress(data)
-        self._takes.take((clock.monotonic() - began) / len(data))
+        self._takes.take((clock.processor() - began) / len(data))
         self._left.take(len(packed) / len(data))
         return packed
 
