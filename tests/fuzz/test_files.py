@@ -26,7 +26,8 @@ from whimbrel.agent.disks.checks import refuse_disk, refuse_image
 from whimbrel.agent.disks.configdrive import meta_data, network_data
 from whimbrel.agent.disks.frames import BLOCK, DATA, HEADER, MESSAGE, MESSAGE_LIMIT, PACKED, VERSION, ZERO
 from whimbrel.agent.disks.holder import HOLDER
-from whimbrel.agent.disks.receive import Inlet, Receiver
+from whimbrel.agent.disks.inlet import Inlet
+from whimbrel.agent.disks.receive import Receiver
 from whimbrel.agent.guests import xml
 from whimbrel.cli import bootstrap, login
 from whimbrel.cli.main import cli

@@ -6,6 +6,7 @@ import filecmp
 import hashlib
 import os
 import re
+import shlex
 import signal
 import subprocess
 import threading
@@ -151,17 +152,31 @@ def test_a_copy_that_finds_no_way_gives_up_in_the_end_and_the_next_one_goes_on(p
     pair.verify(pushed)
 
 
+SPOILING = f"""
+import os
+from whimbrel.agent.disks import incoming, receive
+write, spoilt = incoming.write_block, []
+def write_otherwise(descriptor, offset, data):
+    place = {2 * MIB + 4096} - offset
+    if spoilt or not 0 <= place < len(data):
+        return write(descriptor, offset, data)
+    spoilt.append(bytes(data[place : place + 10_000]))
+    data[place : place + 10_000] = bytes([BYTE]) * 10_000
+    write(descriptor, offset, data)
+    data[place : place + 10_000] = spoilt[0]
+incoming.write_block = write_otherwise
+receive.main()
+"""
+"""A receiver whose disk once holds something else than was written to it."""
+
+
 @pytest.mark.parametrize("byte", [0, 0x40])
 def test_what_arrives_otherwise_is_found_on_the_targets_disk_and_mended(pair: Pair, byte: int) -> None:
     pair.make_server(100)
-
-    def spoil() -> None:
-        eventually(lambda: allocated(pair.received("disk-0")) > 4 * MIB)
-        with pair.received("disk-0").open("r+b") as file:
-            file.seek(2 * MIB + 4096)
-            file.write(bytes([byte]) * 10_000)
-
-    pushed = pair.push(pair.open(), copying(pair, spoil, 10 * MIB))
+    script = pair.directory / "h2-channel" / "bin" / RECEIVE
+    program = shlex.quote(SPOILING.replace("BYTE", str(byte)))
+    script.write_text(script.read_text().replace("-m whimbrel.agent.disks.receive", f"-c {program}"))
+    pushed = pair.push(pair.open())
     assert pushed["mended"] == GRANULE
     pair.verify(pushed)
     assert filecmp.cmp(pair.received("disk-0"), pair.source.names.sealed(UUID, ATTEMPT) / "disk-0", shallow=False)

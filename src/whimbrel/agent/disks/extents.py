@@ -16,6 +16,8 @@ from whimbrel.agent.disks.frames import BLOCK, GRANULE, Range
 _PUNCH_HOLE, _KEEP_SIZE = 2, 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_WRITE_AND_WAIT = 1 | 2 | 4
+_LIBC.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
 
 def open_disk(path: Path) -> int:
@@ -76,6 +78,22 @@ def read_block(descriptor: int, offset: int, view: memoryview) -> None:
         if got == 0:
             raise OSError(errno.EIO, f"the file ends at byte {offset}, before its declared size")
         offset, view = offset + got, view[got:]
+
+
+def write_block(descriptor: int, offset: int, data: memoryview) -> None:
+    """Write all of a view to its place in the file."""
+    while data:
+        written = os.pwrite(descriptor, data, offset)
+        offset, data = offset + written, data[written:]
+
+
+def bring_to_disk(descriptor: int, offset: int, length: int) -> None:
+    """Wait until a part of a file is at its disk, which may still cache it; then it can be dropped from memory."""
+    if _LIBC.sync_file_range(descriptor, offset, length, _WRITE_AND_WAIT) == 0:
+        return
+    if ctypes.get_errno() not in (errno.ENOSYS, errno.EINVAL, errno.ESPIPE):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    os.fdatasync(descriptor)
 
 
 def write_zeros(descriptor: int, offset: int, length: int) -> None:

@@ -1,17 +1,18 @@
 """One file that a target receives: written at any place, in any number of rounds, and read back from the disk.
 
-Behind the writing, a thread brings what was written to the disk, drops it from memory and reads it back; so when the
-last byte has come there is little left to be read, and what the table says was seen on the disk.
+Whole granules land by a few threads, which write each block to the disk and read it back at once; so when the last
+byte has come there is little left to be read, and what the table says was seen on the disk.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import threading
 from collections.abc import Callable
 
-from whimbrel.agent.disks.extents import blocks, read_block, survey, write_zeros
+from whimbrel.agent.disks.extents import blocks, bring_to_disk, read_block, survey, write_block, write_zeros
 from whimbrel.agent.disks.frames import (
     BLOCK,
     CONFIG_DRIVE,
@@ -23,13 +24,13 @@ from whimbrel.agent.disks.frames import (
     VARIABLES,
     Range,
 )
+from whimbrel.agent.disks.landing import PATIENCE
 from whimbrel.agent.disks.table import Table, digest_of, granules
 from whimbrel.domain.errors import StepError
 from whimbrel.domain.server import Disk, DiskRole, Guest
 
-CHECK_EVERY = 32 << 20
-UNCHECKED_LIMIT = 128 << 20
-"""Bytes. A slow disk holds the source back here, so that the last check never takes longer than the stall limit."""
+SECTOR = 4096
+"""Bytes. What is written past the page cache comes in multiples of them."""
 
 QCOW2_MARGIN = 64 << 20
 """Bytes that a qcow2 file may have beyond its disk and a 64th of it: header, tables, bitmaps, clusters that leaked."""
@@ -74,11 +75,13 @@ class Incoming:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         self.name = name
         self._descriptor = os.open(name, flags, 0o600, dir_fd=directory)
+        self._direct = _open_direct(directory, name)
         self._table = Table(os.fstat(self._descriptor).st_size)
-        self._lock = threading.Lock()
         self._unread = {number for part in survey(self._descriptor) for number in granules(*part)}
-        self._unchecked = 0
-        self._checking: threading.Thread | None = None
+        self._landing = 0
+        self._landed = threading.Condition()
+        self._end = 0
+        """Where the last block ended: what comes before it may still be on its way to the disk."""
         self._failure: OSError | None = None
 
     @property
@@ -96,29 +99,60 @@ class Incoming:
         edge = min(size, self.size)
         os.ftruncate(self._descriptor, size)
         self._table.resize(size)
-        with self._lock:
-            self._unread = {number for number in self._unread if number < len(self._table)}
-            if edge % GRANULE:
-                self._unread.add(edge // GRANULE)
+        self._unread = {number for number in self._unread if number < len(self._table)}
+        if edge % GRANULE:
+            self._unread.add(edge // GRANULE)
+
+    def expect(self, offset: int, length: int) -> bool:
+        """Return whether these bytes are whole granules, and are now awaited by `land`; if not, `write` takes them."""
+        end = offset + length
+        if offset % GRANULE or (length % GRANULE and end != self.size) or not length:
+            return False
+        self._touch(offset, length)
+        with self._landed:
+            self._landing += 1
+        return True
+
+    def land(self, offset: int, data: memoryview, seen: memoryview) -> None:
+        """Write whole granules that were expected, read them back from the disk into `seen`, and note their digests."""
+        try:
+            if self._failure is None:
+                self._store(offset, data, seen)
+                numbers = granules(offset, len(data))
+                for number, start in zip(numbers, range(0, len(seen), GRANULE), strict=True):
+                    self._table[number] = digest_of(seen[start : start + GRANULE])
+                with self._landed:
+                    self._unread.difference_update(numbers)
+        except OSError as error:
+            self._failure = error  # whoever writes or checks next is told
+        finally:
+            with self._landed:
+                self._landing -= 1
+                self._landed.notify_all()
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Write bytes at their place."""
+        """Write bytes at their place; they are read back by the next `check`."""
         self._touch(offset, len(data))
-        while data:
-            written = os.pwrite(self._descriptor, data, offset)
-            offset, data = offset + written, data[written:]
+        write_block(self._descriptor, offset, data)
 
     def zero(self, offset: int, length: int) -> None:
         """Let a part read as zeros."""
+        self._settle()
         self._touch(offset, length)
         write_zeros(self._descriptor, offset, length)
 
     def check(self, step: Callable[[int], object] = lambda length: None) -> Table:
         """Wait until all is on the disk and was read back; return the table. `step` is told the bytes of each read."""
         self._settle()
-        self._check(step)
-        if self._failure is not None:
-            raise self._failure
+        os.fdatasync(self._descriptor)  # only what is on the disk can be dropped from memory
+        again = memoryview(bytearray(BLOCK))
+        for offset, length in blocks(_parts(self._unread, self.size)):
+            os.posix_fadvise(self._descriptor, offset, length, os.POSIX_FADV_DONTNEED)
+            read_block(self._descriptor, offset, again[:length])
+            for start in range(0, length, GRANULE):
+                self._table[(offset + start) // GRANULE] = digest_of(again[start : min(start + GRANULE, length)])
+            step(length)
+        self._unread = set()
         return self._table
 
     def proof(self) -> dict[str, object]:
@@ -126,45 +160,53 @@ class Incoming:
         return {"size": self.size, "digest": self._table.digest(), "seen": seen(os.fstat(self._descriptor))}
 
     def close(self) -> None:
-        """Let go of the file."""
-        self._settle()
+        """Let go of the file, once nothing of it is on its way any more."""
+        self._await_landed()
         os.close(self._descriptor)
+        if self._direct is not None:
+            os.close(self._direct)
 
     def _touch(self, offset: int, length: int) -> None:
+        """Note that a part is about to change; it waits for what may still be on its way to the same place."""
         if length < 0 or offset + length > self.size:
             raise StepError(f"{self.name} was said to have {self.size} bytes, and more came.")
-        with self._lock:
-            self._unread.update(granules(offset, length))
-        self._unchecked += length
-        if self._unchecked >= UNCHECKED_LIMIT:
+        if offset < self._end or self._failure is not None:
             self._settle()
-        if self._unchecked >= CHECK_EVERY and not (self._checking and self._checking.is_alive()):
-            self._unchecked = 0
-            self._checking = threading.Thread(target=self._check, daemon=True)
-            self._checking.start()
+        self._end = offset + length
+        with self._landed:
+            self._unread.update(granules(offset, length))
+
+    def _store(self, offset: int, data: memoryview, seen: memoryview) -> None:
+        if self._direct is not None and len(data) % SECTOR == 0:
+            write_block(self._direct, offset, data)
+            read_block(self._direct, offset, seen)
+            return
+        write_block(self._descriptor, offset, data)
+        bring_to_disk(self._descriptor, offset, len(data))
+        os.posix_fadvise(self._descriptor, offset, len(data), os.POSIX_FADV_DONTNEED)
+        read_block(self._descriptor, offset, seen)
 
     def _settle(self) -> None:
-        if self._checking is not None:
-            self._checking.join()
-            self._checking = None
+        """Wait for what is on its way to the disk; raise OSError if it did not get there."""
+        self._await_landed()
+        self._end = 0
+        if self._failure is not None:
+            raise self._failure
 
-    def _check(self, step: Callable[[int], object] = lambda length: None) -> None:
-        """Read back what was written until now; what is written meanwhile is read the next time."""
-        with self._lock:
-            numbers, self._unread = self._unread, set()
-        try:
-            os.fdatasync(self._descriptor)  # only what is on the disk can be dropped from memory
-            size = self.size
-            buffer = memoryview(bytearray(BLOCK))
-            for part in blocks(_parts(numbers, size)):
-                offset, length = part
-                os.posix_fadvise(self._descriptor, offset, length, os.POSIX_FADV_DONTNEED)
-                read_block(self._descriptor, offset, buffer[:length])
-                for start in range(0, length, GRANULE):
-                    self._table[(offset + start) // GRANULE] = digest_of(buffer[start : min(start + GRANULE, length)])
-                step(length)
-        except OSError as error:
-            self._failure = error  # a failed sync is reported once by the kernel, so it is kept
+    def _await_landed(self) -> None:
+        with self._landed:
+            if not self._landed.wait_for(lambda: self._landing == 0, PATIENCE):
+                raise OSError(errno.EIO, f"the disk did not take all of {self.name} within {PATIENCE:g} s")
+
+
+def _open_direct(directory: int, name: str) -> int | None:
+    """Open a file past the page cache; None where its file system knows no such thing."""
+    try:
+        return os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_DIRECT, dir_fd=directory)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
+            return None
+        raise
 
 
 def _parts(numbers: set[int], size: int) -> list[Range]:

@@ -2,9 +2,9 @@
 
 The command line, which no peer can change, names server and attempt, and the target's own order has written down which
 files of them come and how large they may be; nothing else is written. With `base <sha256>` it writes that base image
-to its peer instead, and leaves. What an earlier
-conversation has left there is kept, so only one receiver at a time may write: a newer one ends the older, which has
-lost its source. It imports little, because it starts while an operator waits.
+to its peer instead, and leaves. What an earlier conversation has left there is kept, so only one receiver at a time may
+write: a newer one ends the older, which has lost its source. It imports little, because it starts while an operator
+waits.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 from whimbrel.agent.directories import HostDirectories, free_bytes, read_manifest, write_durably, write_manifest
@@ -29,11 +28,9 @@ from whimbrel.agent.disks.frames import (
     BLOCK,
     CACHE,
     DATA,
-    HEADER,
     LENGTH,
     MEMORY,
     MESSAGE,
-    MESSAGE_LIMIT,
     NOT_HERE,
     PACKED,
     PROBE,
@@ -46,64 +43,18 @@ from whimbrel.agent.disks.frames import (
 )
 from whimbrel.agent.disks.holder import become_only, lock
 from whimbrel.agent.disks.incoming import Incoming
-from whimbrel.agent.disks.pace import Limit
+from whimbrel.agent.disks.inlet import Gone, Inlet
+from whimbrel.agent.disks.landing import Landing
 from whimbrel.agent.disks.table import Table
 from whimbrel.domain.errors import StepError
-
-IDLE_BEFORE = 2 * 3600.0
-"""Seconds to wait for the copy to begin: the guest may wait for a copy slot and then take its time to stop."""
 
 IDLE_WITHIN = 900.0
 """Seconds to wait for the next frame of a copy: between the rounds and the rest the guest takes its time to stop."""
 
 ACKNOWLEDGE_EVERY = 8 << 20
 
-MOST = {MESSAGE: MESSAGE_LIMIT, DATA: BLOCK, ZERO: LENGTH.size, PACKED: BLOCK}
-"""The most bytes in a frame of each kind."""
-
 TABLE_PART = 1000
 """Digests in one answer."""
-
-
-class Gone(Exception):
-    """The source closed the channel or fell silent; there is nobody to tell."""
-
-
-class Inlet:
-    """Frames from the source, each awaited for a bounded time, and taken at no more than `rate` bytes per second.
-
-    What is not taken waits in the channel, so its sender waits too.
-    """
-
-    def __init__(self, descriptor: int, rate: int | None) -> None:
-        self._descriptor, self._rate = descriptor, rate
-        self._limit = Limit()
-        self._poll = select.poll()
-        self._poll.register(descriptor, select.POLLIN)
-        self._header = bytearray(HEADER.size)
-        self._payload = bytearray(BLOCK)
-        self.idle = IDLE_BEFORE
-
-    def next(self) -> tuple[int, int, memoryview]:
-        """Return (kind, offset, payload) of the next frame; the payload is valid until the next call. Raise Gone."""
-        self._fill(memoryview(self._header))
-        kind, length, offset = HEADER.unpack(self._header)
-        if length > MOST.get(kind, -1):
-            raise StepError("The channel carries something that is not a copy; is the source of another release?")
-        payload = memoryview(self._payload)[:length]
-        self._fill(payload)
-        if (delay := self._limit.delay(HEADER.size + length, self._rate)) > 0:
-            Event().wait(delay)
-        return kind, offset, payload
-
-    def _fill(self, view: memoryview) -> None:
-        while view:
-            if not self._poll.poll(self.idle * 1000):
-                raise Gone
-            got = os.readv(self._descriptor, [view])
-            if got == 0:
-                raise Gone
-            view = view[got:]
 
 
 class Receiver:
@@ -117,6 +68,7 @@ class Receiver:
         self._inlet, self._outlet = inlet, outlet
         self._written = self._acknowledged = 0
         self._files: dict[str, Incoming] = {}
+        self._landing = Landing()
         self._current: Incoming | None = None
 
     def run(self) -> None:
@@ -225,12 +177,29 @@ class Receiver:
             self._current.zero(offset, _length_in(payload))
             return True
         if kind == PACKED:
-            payload = _unpacked(payload)
-        self._current.write(offset, payload)
+            payload = self._unpacked(payload)
+        if self._current.expect(offset, len(payload)):
+            self._landing.put(self._current, offset, payload)
+            self._inlet.buffer = self._landing.take()
+        else:
+            self._current.write(offset, payload)
         self._written += len(payload)
         if self._written - self._acknowledged >= ACKNOWLEDGE_EVERY:
             self._acknowledge()
         return True
+
+    def _unpacked(self, payload: memoryview) -> memoryview:
+        """Unpack a payload into the buffer that it came in."""
+        from whimbrel.agent.disks.packing import unpack  # few copies need it, and the receiver is to start fast
+
+        try:
+            plain = unpack(payload, BLOCK)
+        except ValueError as error:
+            raise StepError(
+                f"A packed piece cannot be unpacked ({error}); is the source of another release?"
+            ) from error
+        self._inlet.buffer[: len(plain)] = plain
+        return self._inlet.buffer[: len(plain)]
 
     def _do(self, directory: int, content: dict[str, Any] | None) -> bool:
         match content:
@@ -308,15 +277,6 @@ class Receiver:
             free = free_bytes(self._root) >> 20
             return f"No space left on host {self._host}: {free} MiB free in {self._root}."
         return f"Host {self._host} cannot write in {self._root}: {error.strerror or error}."
-
-
-def _unpacked(payload: memoryview) -> memoryview:
-    from whimbrel.agent.disks.packing import unpack  # few copies need it, and the receiver is to start fast
-
-    try:
-        return memoryview(unpack(payload, BLOCK))
-    except ValueError as error:
-        raise StepError(f"A packed piece cannot be unpacked ({error}); is the source of another release?") from error
 
 
 def _length_in(payload: memoryview) -> int:

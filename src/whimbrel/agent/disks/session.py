@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import select
 import signal
@@ -22,6 +21,7 @@ from whimbrel.agent.disks.frames import (
     content_of,
     message,
 )
+from whimbrel.agent.disks.pipes import GATHER, widen
 from whimbrel.agent.disks.refusals import explain
 from whimbrel.agent.processes import start_time
 from whimbrel.domain.errors import StepError
@@ -35,7 +35,6 @@ LAST_WORDS = 2.0
 """Seconds that a child which has closed its output gets to say why and leave."""
 
 COMPLAINTS_LIMIT = 8192
-PIPE_BYTES = 1 << 20
 
 
 class ChannelLost(StepError):
@@ -69,11 +68,11 @@ class Session:
         purpose = f"channel from {source.host} to {target.host}"
         children.record_child(self._child.pid, start_time(self._child.pid) or 0, purpose)
         self._out, self._in = self._child.stdin.fileno(), self._child.stdout.fileno()
-        os.set_blocking(self._out, False)
+        widen(self._out)
         os.set_blocking(self._in, False)
-        fcntl.fcntl(self._out, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self._poll = select.poll()
         self._poll.register(self._in, select.POLLIN)
+        self._gather = threading.Event()
         self._heard = bytearray()
         self._answers: deque[dict[str, Any]] = deque()
         self._over = False
@@ -161,6 +160,7 @@ class Session:
         self._poll.poll(TURN * 1000)
         if writing:
             self._poll.unregister(self._out)
+            self._gather.wait(GATHER)
         self._hear()
 
     def _hear(self) -> None:
