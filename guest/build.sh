@@ -14,6 +14,7 @@ export SOURCE_DATE_EPOCH=946684800 LC_ALL=C TZ=UTC
 epoch=@$SOURCE_DATE_EPOCH
 boot_mib=24 data_mib=70            # MBR and alignment take 1 MiB more, and 1 MiB is left at the end
 image_mib=$((1 + boot_mib + data_mib + 1))
+trim_at_kib=512 trim_kib=128       # filled in the image, so that a guest has something of it to trim
 
 # In the order in which they must be loaded; a name that the kernel has built in, or lacks, is passed over.
 modules="virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk failover net_failover
@@ -46,7 +47,8 @@ make_initrd() {
     local root=$work/root name file
     mkdir -p "$root/modules" "$root/dev"
     gcc -std=gnu11 -static -O2 -s -Wall -Wextra -Werror -Wl,--build-id=none -DIMAGE_MIB=$image_mib \
-        -o "$root/init" "$here"/{init,firmware,network,writer,json}.c -lpthread
+        -DTRIM_AT_KIB=$trim_at_kib -DTRIM_KIB=$trim_kib \
+        -o "$root/init" "$here"/{init,firmware,network,trim,writer,json}.c -lpthread
     for name in $modules; do
         file=$(find "$kernel" -path '*/modules/*' -name "$name.ko*" -print -quit)
         case $file in
@@ -122,6 +124,8 @@ start=1MiB, size=${boot_mib}MiB, type=e, bootable
 start=$((1 + boot_mib))MiB, size=${data_mib}MiB, type=83
 X
 dd if=/usr/lib/syslinux/mbr/mbr.bin of="$work/disk" bs=440 count=1 conv=notrunc status=none
+head -c ${trim_kib}K /dev/zero | tr '\0' w |
+    dd of="$work/disk" bs=1K seek=$trim_at_kib conv=notrunc status=none
 dd if="$work/boot" of="$work/disk" bs=1M seek=1 conv=notrunc,sparse status=none
 dd if="$work/data" of="$work/disk" bs=1M seek=$((1 + boot_mib)) conv=notrunc,sparse status=none
 # Written beside its place and renamed, so that a reader never sees half an image.

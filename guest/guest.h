@@ -23,6 +23,9 @@ void load_module(const char *name);
 /* firmware.c: a variable of the firmware that counts the boots, if it is UEFI. */
 void count_boots(void);
 
+/* trim.c: a part of the image that is trimmed away. */
+void trim(void);
+
 /* network.c: the addresses that the config drive names. */
 void configure_network(void);
 

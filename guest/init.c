@@ -12,6 +12,8 @@
  *   WRITER ROOM vda_mib=N ram_mib=N    the size of the root disk and of the memory
  *   WRITER NET ip=A mtu=N mac=M        the address taken from the config drive
  *   WRITER FIRMWARE uefi boots=N       it booted by UEFI, whose variables say that this is boot N
+ *   WRITER TRIM before=W after=W       what it found where the image is filled (image or zeros), and after it had trimmed that
+ *                                      (user data: trim=1)
  *   WRITER READY                       everything above is done; from here on records are written
  *   WRITER seq=N mono_ms=N             record N is on the disk
  *   WRITER FAIL ... | WRITER FATAL ... something that should not be; the guest goes on after FAIL, stops after FATAL
@@ -264,6 +266,8 @@ int main(void)
         pthread_create(&thread, NULL, watch_power_button, NULL);
     configure_network();
     count_boots();
+    if (option_number("trim", 0))
+        trim();
     verify_and_write();
     for (;;)
         pause();
