@@ -10,9 +10,8 @@ import select
 from threading import Event
 
 from whimbrel.agent.disks.frames import BLOCK, DATA, HEADER, LENGTH, MESSAGE, MESSAGE_LIMIT, PACKED, ZERO
-from whimbrel.agent.disks.landing import buffer
 from whimbrel.agent.disks.pace import Limit
-from whimbrel.agent.disks.pipes import GATHER, widen
+from whimbrel.agent.disks.pipes import GATHER, pages, widen
 from whimbrel.domain.errors import StepError
 
 IDLE_BEFORE = 2 * 3600.0
@@ -42,7 +41,7 @@ class Inlet:
         self._poll.register(descriptor, select.POLLIN)
         self._gather = Event()
         self._header = bytearray(HEADER.size)
-        self.buffer = buffer()
+        self.buffer = pages(BLOCK)
         """Where the next payload goes; whoever keeps one puts another buffer here."""
         self.idle = IDLE_BEFORE
         widen(descriptor)

@@ -6,12 +6,12 @@ not from memory, no byte is copied on the way, and the memory in which the host 
 
 from __future__ import annotations
 
-import mmap
 import queue
 import threading
 from typing import Protocol
 
 from whimbrel.agent.disks.frames import BLOCK
+from whimbrel.agent.disks.pipes import pages
 from whimbrel.domain.errors import StepError
 
 WORKERS = 3
@@ -29,11 +29,6 @@ class Place(Protocol):
 
     def land(self, offset: int, data: memoryview, seen: memoryview) -> None:
         """Write a block to the disk and read it back into `seen`, which is as long; keep what goes wrong to itself."""
-
-
-def buffer() -> memoryview:
-    """Return a block of memory that begins with a page, as reading and writing past the page cache needs it."""
-    return memoryview(mmap.mmap(-1, BLOCK))
 
 
 class Landing:
@@ -64,12 +59,12 @@ class Landing:
             return
         self._begun = True
         for _ in range(BUFFERS):
-            self._free.put(buffer())
+            self._free.put(pages(BLOCK))
         for _ in range(WORKERS):
             threading.Thread(target=self._work, daemon=True).start()
 
     def _work(self) -> None:
-        seen = buffer()
+        seen = pages(BLOCK)
         while True:
             place, offset, data = self._waiting.get()
             try:

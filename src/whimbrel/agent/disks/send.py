@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
@@ -20,14 +21,18 @@ from whimbrel.agent.disks.extents import blocks, open_disk, read_block, survey, 
 from whimbrel.agent.disks.frames import BLOCK, GRANULE, Range
 from whimbrel.agent.disks.pace import Pace
 from whimbrel.agent.disks.packing import Packer
+from whimbrel.agent.disks.pipes import MOST_LENT, pages
 from whimbrel.agent.disks.session import TURN, ChannelLost, Session
 from whimbrel.agent.disks.table import NOTHING, WIDTH, Table, digest_of
 from whimbrel.domain.errors import StepError, TimedOut
 from whimbrel.migration.ports import Control
 from whimbrel.ops import clock
 
-BUFFERS = 8
-"""Blocks read ahead of the channel."""
+BUFFERS = 10
+"""Blocks read ahead of the channel, and those in its pipe."""
+
+LENT_LEAST = BLOCK // 2
+"""Bytes. Smaller pieces are copied into the pipe, so that few blocks wait for what has yet to be lent after them."""
 
 RECONNECTS = 4
 """How often in a row a lost channel is replaced without a byte having crossed in between."""
@@ -84,7 +89,7 @@ class Block:
     file: Outgoing
     offset: int
     data: memoryview
-    buffer: bytearray
+    buffer: memoryview
     digests: list[bytes]
 
 
@@ -93,9 +98,9 @@ class Reader:
 
     def __init__(self, parts: Mapping[Outgoing, Iterable[Range]]) -> None:
         self._parts = parts
-        self._free: queue.Queue[bytearray] = queue.Queue()
+        self._free: queue.Queue[memoryview] = queue.Queue()
         for _ in range(BUFFERS):
-            self._free.put(bytearray(BLOCK))
+            self._free.put(pages(BLOCK))
         self._ready: queue.Queue[Block | OSError | None] = queue.Queue()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._read, daemon=True)
@@ -133,7 +138,7 @@ class Reader:
                     buffer = self._take()
                     if buffer is None:
                         return
-                    view = memoryview(buffer)[:length]
+                    view = buffer[:length]
                     read_block(file.descriptor, offset, view)
                     digests = [digest_of(view[start : start + GRANULE]) for start in range(0, length, GRANULE)]
                     self._ready.put(Block(file, offset, view, buffer, digests))
@@ -141,7 +146,7 @@ class Reader:
         except OSError as error:
             self._ready.put(error)
 
-    def _take(self) -> bytearray | None:
+    def _take(self) -> memoryview | None:
         while not self._stop.is_set():
             try:
                 return self._free.get(timeout=TURN)
@@ -232,14 +237,21 @@ class Copy:
         control.report(0, total)
         reader = Reader(parts)
         reader.start()
+        lent: deque[tuple[Block, int]] = deque()
         try:
             named: Outgoing | None = None
             while (block := reader.next(control)) is not None:
                 if block.file is not named:
                     named = block.file
                     self._name(named, control)
+                mark = self.session.lent
                 self._send_block(block, control)
-                reader.give_back(block)
+                if self.session.lent == mark:
+                    reader.give_back(block)
+                else:
+                    lent.append((block, self.session.lent))
+                while lent and self.session.lent - lent[0][1] >= MOST_LENT:
+                    reader.give_back(lent.popleft()[0])
                 looked += len(block.data)
                 control.report(looked, total)
         finally:
@@ -324,7 +336,7 @@ class Copy:
         began = clock.monotonic()
         self._pace.keep(size, control)
         if packed is None:
-            self.session.send(offset, data, control)
+            self.session.send(offset, data, control, lending=len(data) >= LENT_LEAST)
         else:
             self.session.send_packed(offset, packed, control)
         if packer:

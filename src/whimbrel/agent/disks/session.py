@@ -21,7 +21,7 @@ from whimbrel.agent.disks.frames import (
     content_of,
     message,
 )
-from whimbrel.agent.disks.pipes import GATHER, widen
+from whimbrel.agent.disks.pipes import GATHER, lend, lent_pages, widen
 from whimbrel.agent.disks.refusals import explain
 from whimbrel.agent.processes import start_time
 from whimbrel.domain.errors import StepError
@@ -80,6 +80,8 @@ class Session:
         self._listener = threading.Thread(target=self._listen, args=(self._child.stderr,), daemon=True)
         self._listener.start()
         self._read = 0
+        self.lent = 0
+        """Pages of memory that were lent until now; once `MOST_LENT` more are, the child has read them (`pipes`)."""
         self.written = 0
         """Bytes of DATA that the target has said to have written."""
 
@@ -97,9 +99,14 @@ class Session:
         """Send one message."""
         self._write([memoryview(message(content))], control)
 
-    def send(self, offset: int, data: memoryview, control: Control) -> None:
-        """Send one block of the current file."""
-        self._write([memoryview(HEADER.pack(DATA, len(data), offset)), data], control)
+    def send(self, offset: int, data: memoryview, control: Control, *, lending: bool = False) -> None:
+        """Send one block of the current file; one that is lent is not copied, and may be changed as `lent` says."""
+        header = memoryview(HEADER.pack(DATA, len(data), offset))
+        if lending:
+            self._write([header], control)
+            self._write([data], control, lending=True)
+        else:
+            self._write([header, data], control)
 
     def send_packed(self, offset: int, packed: bytes, control: Control) -> None:
         """Send one block of the current file that was packed."""
@@ -137,11 +144,15 @@ class Session:
                 pipe.close()
         self._children.forget_child(self._child.pid)
 
-    def _write(self, views: list[memoryview], control: Control) -> None:
+    def _write(self, views: list[memoryview], control: Control, *, lending: bool = False) -> None:
         while views:
             control.check()
             try:
-                sent = os.writev(self._out, views)
+                if lending:
+                    sent = lend(self._out, views[0])
+                    self.lent += lent_pages(sent)
+                else:
+                    sent = os.writev(self._out, views)
             except BlockingIOError:
                 self._await(writing=True)
                 continue
