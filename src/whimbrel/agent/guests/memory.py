@@ -39,6 +39,8 @@ from whimbrel.ops import clock
 from whimbrel.ops.settings import Agent
 
 LOOK_AGAIN = 0.02
+LOOK_AGAIN_HELD = 0.005
+"""Seconds between two looks at what goes on: it is shorter while the guest is held and waits for it."""
 PIPE_BYTES = 1 << 20
 LONGEST = 86400.0
 """Seconds that the target's hypervisor may wait for the memory; the steps have limits of their own, far below."""
@@ -241,10 +243,10 @@ class LibvirtMemory:
     def complete(self, order: Order, control: Control) -> Facts:
         """Send the last of it; afterwards the guest does not run again by itself. Facts: `memory_bytes`."""
         while not self.is_held(order, control):
-            control.wait(LOOK_AGAIN)
+            control.wait(LOOK_AGAIN_HELD)
         self._monitor(order.server, "migrate-continue", state="pre-switchover")
         while self._status(order, control)["status"] != "completed":
-            control.wait(LOOK_AGAIN)
+            control.wait(LOOK_AGAIN_HELD)
         sent = self._sent[order.server]
         assert sent.thread is not None
         while sent.thread.is_alive():
