@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from benchmarks.cloud import Cloud
 from benchmarks.measure import keep
-from benchmarks.wanderers import ByVirsh, Guest, Ours
+from benchmarks.wanderers import BOOT, ByVirsh, Guest, Ours
 from whimbrel.lab import Lab
 
 NAME = "transfer"
@@ -65,27 +65,37 @@ def in_turns(lab: Lab, cloud: Cloud, beside: int, moves: int) -> dict[str, Found
         for _ in range(moves - beside):
             _move(ours, alone)
         _verify(ours, "Whimbrel")
+        found = {"Whimbrel, in turns": together, "virsh, in turns": other, "Whimbrel, alone": alone}
+        _keep(found)
+        held = together.held + alone.held
+        keep(NAME, f"held in {len(held)} live moves in a row, emulated guest", "s", held, None, 0.5)
         with _not_held_first(lab):
             for _ in range(beside):
                 _move(ours, running)
         _verify(ours, RUNNING)
-    rows = {"Whimbrel, in turns": together, "virsh, in turns": other, "Whimbrel, alone": alone, RUNNING: running}
-    found = {who: one for who, one in rows.items() if one.gaps}
+        _keep({RUNNING: running})
+    return {who: one for who, one in {**found, RUNNING: running}.items() if one.gaps}
+
+
+def _keep(found: dict[str, Found]) -> None:
     for who, one in found.items():
+        if not one.gaps:
+            continue
         keep(NAME, f"longest gap between records in a live move, {who}", "s", one.gaps, None, None)
         keep(NAME, f"the same before the move, {who}", "s", one.quiet, None, None)
         keep(NAME, f"whole live move, {who}", "s", one.whole, None, None)
         keep(NAME, f"live moves that failed, {who}", "", one.failed, None, None)
         keep(NAME, f"live moves with a record missing or twice, {who}", "", one.broken, None, None)
         keep(NAME, f"live moves after which the guest was started anew, {who}", "", one.anew, None, None)
-    held = together.held + alone.held
-    keep(NAME, f"held in {len(held)} live moves in a row, emulated guest", "s", held, None, 0.5)
-    return found
 
 
 def _move(guest: Guest, found: Found, bystander: Guest | None = None) -> None:
     """Move a guest once, and note what is seen of its records from a little before until a little after."""
     records = guest.records
+    if not records.wait_after(time.monotonic(), 1, SILENT):
+        print(f"{guest.name}'s guest has ended since: {[text for _, text in records.panics][-1:]}", flush=True)
+        found.anew[-1:] = [1.0]
+        guest.revive()
     if bystander is not None:
         bystander.halt()
     time.sleep(QUIET)
@@ -143,11 +153,12 @@ def _not_held_first(lab: Lab) -> Iterator[None]:
 
 def _verify(guest: Guest, who: str) -> None:
     """Let the guest read back all that it has said to have written; what is lacking is kept too."""
-    guest.wait_to_write()
     began = time.monotonic()
     guest.switch_on()
-    guest.records.wait_after(time.monotonic(), 10, SILENT)
+    guest.records.wait_after(time.monotonic(), 10, BOOT)
     last = guest.records.numbers[guest.records.before(began)]
-    intact = next((one.intact for one in guest.records.verdicts if one.at > began), 0)
+    verdict = next((one for one in guest.records.verdicts if one.at > began), None)
+    intact = verdict.intact if verdict else 0
+    print(f"{who}: the last record was {last}, and after all moves the guest read back {verdict}", flush=True)
     keep(NAME, f"records lost after all live moves, {who}", "", [max(0, last - intact)], None, 0)
     guest.since = time.monotonic()

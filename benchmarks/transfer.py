@@ -163,7 +163,17 @@ def _facts(cloud: Cloud, server: str) -> dict[str, dict[str, float]]:
 
 
 def _live(lab: Lab, cloud: Cloud, beside: int, moves: int) -> None:
-    head = ["", "moves", "longest gap", "from", "to", "before the move", "failed", "record missing", "started anew"]
+    head = [
+        "",
+        "moves",
+        "longest gap, median",
+        "from",
+        "to",
+        "before the move",
+        "failed",
+        "record missing",
+        "started anew",
+    ]
     lines = [
         [
             who,
