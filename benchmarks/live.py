@@ -156,8 +156,8 @@ def _verify(guest: Guest, who: str) -> None:
     began = time.monotonic()
     guest.switch_on()
     guest.records.wait_after(time.monotonic(), 10, BOOT)
-    last = guest.records.numbers[guest.records.before(began)]
     verdict = next((one for one in guest.records.verdicts if one.at > began), None)
+    last = guest.records.numbers[guest.records.before(verdict.at if verdict else began)]
     intact = verdict.intact if verdict else 0
     print(f"{who}: the last record was {last}, and after all moves the guest read back {verdict}", flush=True)
     keep(NAME, f"records lost after all live moves, {who}", "", [max(0, last - intact)], None, 0)

@@ -163,23 +163,16 @@ def _facts(cloud: Cloud, server: str) -> dict[str, dict[str, float]]:
 
 
 def _live(lab: Lab, cloud: Cloud, beside: int, moves: int) -> None:
-    head = [
-        "",
-        "moves",
-        "longest gap, median",
-        "from",
-        "to",
-        "before the move",
-        "failed",
-        "record missing",
-        "started anew",
-    ]
+    head = ["", "moves", "longest gap", "when nothing moves", "whole move", "failed", "record missing", "started anew"]
+
+    def span(values: list[float]) -> str:
+        return f"{statistics.median(values):.2f} s ({min(values):.2f} to {max(values):.2f})"
+
     lines = [
         [
             who,
             f"{len(one.whole)}",
-            *(f"{seconds:.2f} s" for seconds in (statistics.median(one.gaps), min(one.gaps), max(one.gaps))),
-            f"{statistics.median(one.quiet):.2f} s",
+            *map(span, (one.gaps, one.quiet, one.whole)),
             *(f"{sum(marks):.0f}" for marks in (one.failed, one.broken, one.anew)),
         ]
         for who, one in live.in_turns(lab, cloud, beside, moves).items()
