@@ -20,7 +20,7 @@ def run() -> None:
         cloud = Cloud(fake.clouds_yaml)
         flavor = cloud.flavor("tiny", vcpus=1, ram=64, disk=1)
         server = cloud.create("one", flavor, networked=False)
-        moves, confirms, reverts = [], [], []
+        moves, confirms, reverts = list[float](), list[float](), list[float]()
         for number in range(2 + 2 * ROUNDS):
             move = cloud.timed(server, {"migrate": None}, "VERIFY_RESIZE")
             verdict = "confirmResize" if number % 2 else "revertResize"

@@ -8,35 +8,31 @@ written. Processor time is that of the whole machine less what it uses when noth
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from benchmarks import by_hand
 from benchmarks.cloud import Cloud
 from benchmarks.measure import family, keep
 from benchmarks.moves import host_of, ready, sent_bytes, steps
+from benchmarks.processors import Watch, idle_cost
 from whimbrel.lab import Lab
-from whimbrel.lab.configs import INSTANCES_DIR
 
 NAME = "copying"
 MIB, GIB = 1 << 20, 1 << 30
-PORT = 2222
-FAST = "aes128-gcm@openssh.com"
-HERE, THERE = f"{INSTANCES_DIR}/bench-data", f"{INSTANCES_DIR}/bench-copy"
-AT_REST = "Whimbrel, at rest"
-REST = "the rest: kernel, control plane"
+AT_REST, RUNNING = "Whimbrel, at rest", "Whimbrel, of a running guest"
 SELDOM = 0.5
 """Seconds between two looks at a copy that is measured: each costs the processors that it is short of."""
-TICK = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass
@@ -47,6 +43,13 @@ class Found:
     costs: list[float] = field(default_factory=list)
     shares: dict[str, list[float]] = field(default_factory=dict)
     """The processor seconds per GiB of Whimbrel's own by the process that took them."""
+
+    def note(self, gib: float, seconds: float, cost: dict[str, float], *, shares: bool) -> None:
+        """Note one run that copied so much: what it cost, and if wanted the shares of it."""
+        self.speeds.append(gib * 1024 / seconds)
+        self.costs.append(sum(cost.values()) / gib)
+        for part, value in cost.items() if shares else ():
+            self.shares.setdefault(part, []).append(value / gib)
 
 
 @dataclass(frozen=True)
@@ -60,61 +63,60 @@ class Wire:
     share: float
 
 
-@dataclass(frozen=True)
-class Reference:
-    """A command that copies the file, as it is run on the source; None for a tool that is not installed."""
-
-    name: str
-    command: str
-    needs: str
-
-
 def measure(lab: Lab, cloud: Cloud, gib: int, rounds: int) -> dict[str, Found]:
     """Copy `gib` GiB of random data in every way, in turns; return what was found by way."""
-    place = _bystand(lab, gib)
+    place = by_hand.bystand(lab, gib)
     found: dict[str, Found] = {}
     ways: dict[str, Callable[[], float]] = {}
-    for one in _references(place):
-        if shutil.which(one.needs):
-            ways[one.name] = lambda one=one: _by_hand(lab, one)
+    for reference in by_hand.references(place):
+        if shutil.which(reference.needs):
+            ways[reference.name] = partial(by_hand.copied, lab, reference)
         else:
-            print(f"{one.name}: {one.needs} is not installed, so it is left out", flush=True)
+            print(f"{reference.name}: {reference.needs} is not installed, so it is left out", flush=True)
     server = _stopped_server(lab, cloud, gib)
-    ways[AT_REST] = lambda: _at_rest(cloud, server)
-    baseline = _idle_cost()
+    ways[AT_REST] = partial(_at_rest, cloud, server)
+    baseline = idle_cost()
     for _ in range(rounds):
         for name, way in ways.items():
             one = found.setdefault(name, Found())
-            _settle(lab)
-            before, began = _busy(), time.monotonic()
-            with _by_process(lab, host_of(cloud, server)) as spent:
+            by_hand.settle(lab)
+            with Watch(lab, host_of(cloud, server)) as watch:
                 seconds = way()
-            cost = _busy() - before - baseline * (time.monotonic() - began)
+            one.note(gib, seconds, watch.cost(baseline), shares=name == AT_REST)
             if name == AT_REST:
                 cloud.timed(server, {"confirmResize": None}, "SHUTOFF")
-                for part, value in {**spent, REST: cost - sum(spent.values())}.items():
-                    one.shares.setdefault(part, []).append(value / gib)
-            one.speeds.append(gib * 1024 / seconds)
-            one.costs.append(cost / gib)
-    cloud.timed(server, {"os-start": None}, "ACTIVE")
-    ready(lab, cloud, server, 1)
-    running = found["Whimbrel, of a running guest"] = Found()
-    for number in range(rounds):
-        cloud.action(server, {"migrate": None})
-        cloud.wait(server, "VERIFY_RESIZE", poll=SELDOM)
-        first = _facts(cloud, server)["precopy"]["rounds"][0]
-        running.speeds.append(first["bytes"] / MIB / first["seconds"])
-        ready(lab, cloud, server, 2 + number)
-        cloud.timed(server, {"confirmResize": None}, "ACTIVE")
+    found[RUNNING] = _running(lab, cloud, server, rounds)
     cloud.delete(server)
-    for path in (lab.host("h1").dir / "instances/bench-data", lab.host("h2").dir / "instances/bench-copy"):
-        path.unlink(missing_ok=True)
+    by_hand.remove(lab)
     for name, one in found.items():
         keep(NAME, f"{name}, {gib} GiB of random data", "MiB/s", one.speeds, None, None)
-        if one.costs:
-            keep(NAME, f"{name}, processor time per GiB", "s", one.costs, None, None)
+        keep(NAME, f"{name}, processor time per GiB", "s", one.costs, None, None)
         for part, values in one.shares.items():
             keep(NAME, f"{name}, of it {part}", "s", values, None, None)
+    return found
+
+
+def _running(lab: Lab, cloud: Cloud, server: str, rounds: int) -> Found:
+    """Move the server while it runs; what is noted is the first round, which copies all that the disk holds.
+
+    What its emulated guest costs is not in it: that is measured before each move, while the guest writes as ever.
+    """
+    found = Found()
+    cloud.timed(server, {"os-start": None}, "ACTIVE")
+    ready(lab, cloud, server, 1)
+    for number in range(rounds):
+        by_hand.settle(lab)
+        baseline = idle_cost()
+        with Watch(lab, host_of(cloud, server)) as watch:
+            cloud.action(server, {"migrate": None})
+            cloud.wait(server, "VERIFY_RESIZE", poll=SELDOM)
+        row = next(step for step in steps(cloud, server) if step["step"] == "precopy")
+        first, *others = row["facts"]["rounds"]
+        end = datetime.fromisoformat(row["ended_at"]).timestamp() - sum(one["seconds"] for one in others)
+        cost = watch.cost(baseline, end - first["seconds"], end)
+        found.note(first["bytes"] / GIB, first["seconds"], cost, shares=True)
+        ready(lab, cloud, server, 2 + number)
+        cloud.timed(server, {"confirmResize": None}, "ACTIVE")
     return found
 
 
@@ -124,7 +126,8 @@ def empty_disk(lab: Lab, cloud: Cloud) -> float:
     before = sent_bytes(lab.host(host_of(cloud, server)))
     source = host_of(cloud, server)
     cloud.timed(server, {"migrate": None}, "VERIFY_RESIZE")
-    ratio = (sent_bytes(lab.host(source)) - before) / _facts(cloud, server)["copy_disks"]["allocated"]
+    allocated = int(_facts(cloud, server)["copy_disks"]["allocated"])
+    ratio = (sent_bytes(lab.host(source)) - before) / allocated
     keep(NAME, "bytes on the wire over allocated, 256 MiB in 20 GiB", "", [ratio], 1.0, 1.03)
     cloud.delete(server)
     return ratio
@@ -133,11 +136,11 @@ def empty_disk(lab: Lab, cloud: Cloud) -> float:
 def resumed(lab: Lab, cloud: Cloud, gib: int, rounds: int) -> float:
     """Kill the source's agent in the middle of a copy; return what crossed after that over the whole."""
     server = _stopped_server(lab, cloud, gib)
-    shares = []
+    shares = list[float]()
     for _ in range(rounds):
         source = host_of(cloud, server)
         cloud.action(server, {"migrate": None})
-        _wait_for(lambda source=source: _arrived(lab, server, source) > gib * GIB // 2)
+        _wait_for(partial(_has_arrived, lab, server, source, gib * GIB // 2))
         lab.kill("agent", source)
         lab.start("agent", source)
         cloud.wait(server, "VERIFY_RESIZE")
@@ -200,76 +203,6 @@ def memory(lab: Lab, cloud: Cloud, sizes: tuple[tuple[int, int], ...]) -> dict[i
     return found
 
 
-# --- the commands by hand -----------------------------------------------------------------------------
-
-
-def _bystand(lab: Lab, gib: int) -> Path:
-    """Make the file, and an sshd of its own at h2 that a new key opens; return the directory of the key."""
-    place = lab.dir / "bench"
-    place.mkdir()
-    place.chmod(0o711)
-    with (lab.host("h1").dir / "instances/bench-data").open("wb") as file:
-        for _ in range(gib * 4):
-            file.write(os.urandom(256 * MIB))
-    for name in ("host_key", "key"):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", place / name], check=True)
-    (place / "authorized").write_text((place / "key.pub").read_text())
-    (place / "sshd_config").write_text(
-        f"Port {PORT}\nHostKey {place}/host_key\nAuthorizedKeysFile {place}/authorized\nStrictModes no\nPidFile none\n"
-        "UsePAM no\nPermitRootLogin yes\nSubsystem sftp internal-sftp\n"
-    )
-    host = lab.host("h2")
-    command = ["/usr/sbin/sshd", "-D", "-e", "-f", f"{place}/sshd_config"]
-    host.processes.start("bench-sshd@h2", command, log=place / "sshd.log", inside=host.up())
-    target = host.address
-    (place / "ssh_config").write_text(
-        f"Host target\n HostName {target}\n Port {PORT}\n User root\n IdentityFile {place}/key\n BatchMode yes\n"
-        " StrictHostKeyChecking no\n UserKnownHostsFile /dev/null\n LogLevel ERROR\n"
-    )
-    return place
-
-
-def _references(place: Path) -> list[Reference]:
-    ssh = f"ssh -F {place}/ssh_config"
-    nbd = f"qemu-nbd --fork --persistent -f raw -k {INSTANCES_DIR}/bench.sock --pid-file {INSTANCES_DIR}/bench.pid"
-    size = f"$(stat -c %s {HERE})"
-    over_nbd = (
-        f"{ssh} target 'truncate -s '{size}' {THERE}; {nbd} {THERE}' && "
-        f"{ssh} -c {FAST} -f -N -M -S {place}/control -L {place}/there.sock:{INSTANCES_DIR}/bench.sock target && "
-        f"nbdcopy {HERE} 'nbd+unix:///?socket={place}/there.sock'; status=$?; "
-        f"{ssh} -S {place}/control -O exit target 2>/dev/null; rm -f {place}/there.sock; "
-        f"{ssh} target 'kill $(cat {INSTANCES_DIR}/bench.pid)'; exit $status"
-    )
-    return [
-        Reference("scp", f"scp -q -F {place}/ssh_config {HERE} target:{THERE}", "scp"),
-        Reference("scp, aes128-gcm", f"scp -q -c {FAST} -F {place}/ssh_config {HERE} target:{THERE}", "scp"),
-        Reference(
-            "the same, synced, compared",
-            f"scp -q -c {FAST} -F {place}/ssh_config {HERE} target:{THERE} && here=$(sha256sum < {HERE}) && "
-            f'there=$({ssh} target \'sync {THERE} && sha256sum < {THERE}\') && test "$here" = "$there"',
-            "scp",
-        ),
-        Reference("rsync -S", f"rsync -S -e '{ssh}' {HERE} target:{THERE}", "rsync"),
-        Reference("ssh pipe, aes128-gcm", f"{ssh} -c {FAST} target 'cat > {THERE}' < {HERE}", "ssh"),
-        Reference("nbdcopy over ssh -L", over_nbd, "nbdcopy"),
-    ]
-
-
-def _settle(lab: Lab) -> None:
-    """Leave nothing to be written of the copy before, so that nobody pays for what another left to the kernel."""
-    (lab.host("h2").dir / "instances/bench-copy").unlink(missing_ok=True)
-    os.sync()
-
-
-def _by_hand(lab: Lab, one: Reference) -> float:
-    began = time.monotonic()
-    done = lab.host("h1").exec(["bash", "-c", one.command], check=False, timeout=600)
-    seconds = time.monotonic() - began
-    if done.returncode:
-        raise RuntimeError(f"{shlex.quote(one.command)} failed: {done.stderr[-500:]}")
-    return seconds
-
-
 # --- whole moves ----------------------------------------------------------------------------------------
 
 
@@ -322,62 +255,12 @@ def _facts(cloud: Cloud, server: str) -> dict[str, Any]:
     return {step["step"]: step.get("facts") or {} for step in steps(cloud, server)}
 
 
-def _arrived(lab: Lab, server: str, source: str) -> int:
+def _has_arrived(lab: Lab, server: str, source: str, least: int) -> bool:
     root = lab.host("h2" if source == "h1" else "h1").dir / "instances"
-    return sum(path.stat().st_blocks * 512 for path in root.glob(f"{server}.incoming-*/disk-0"))
+    return sum(path.stat().st_blocks * 512 for path in root.glob(f"{server}.incoming-*/disk-0")) > least
 
 
 # --- looking ----------------------------------------------------------------------------------------------
-
-
-def _busy() -> float:
-    """Return the seconds that this machine's processors have worked since its start."""
-    user, nice, system, _, _, irq, softirq = map(int, Path("/proc/stat").read_text().split()[1:8])
-    return (user + nice + system + irq + softirq) / TICK
-
-
-@contextmanager
-def _by_process(lab: Lab, source: str) -> Iterator[dict[str, float]]:
-    """Fill in, at the end, the processor seconds that a copy's processes took meanwhile."""
-    target = "h2" if source == "h1" else "h1"
-    first = dict(_processes(lab, source, target))
-    last, over, spent = dict(first), threading.Event(), dict[str, float]()
-
-    def watch() -> None:
-        while not over.wait(0.2):
-            last.update(_processes(lab, source, target))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield spent
-    finally:
-        over.set()
-        watcher.join()
-    last.update(_processes(lab, source, target))
-    for key, seconds in last.items():
-        spent[key[0]] = spent.get(key[0], 0.0) + seconds - first.get(key, 0.0)
-
-
-def _processes(lab: Lab, source: str, target: str) -> Iterator[tuple[tuple[str, int], float]]:
-    """Give what each process of a copy does and its pid, with the processor seconds that it has had so far."""
-    agent, other, daemon = lab.host(source).find("agent"), lab.host(target).find("agent"), lab.host(target).find("sshd")
-    if agent is None or other is None or daemon is None:
-        raise RuntimeError(f"an agent or sshd of {source} or {target} does not run")
-    doing = dict.fromkeys(family(agent), "ssh: encrypts")
-    doing |= dict.fromkeys(family(daemon), "receiver: writes, reads back")
-    doing |= {agent: "source's agent: reads, digests", other: "target's agent"}
-    for pid, what in doing.items():
-        with suppress(OSError):  # it has ended since
-            name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
-            ticks = rest.split()[11:13]
-            yield ("sshd: decrypts" if name == "sshd" else what, pid), sum(map(int, ticks)) / TICK
-
-
-def _idle_cost(seconds: float = 5.0) -> float:
-    before = _busy()
-    time.sleep(seconds)
-    return (_busy() - before) / seconds
 
 
 def _peak(pid: int) -> float:

@@ -55,7 +55,7 @@ def _downtime(lab: Lab, cloud: Cloud, size: tuple[int, int], what: str, marks: t
     flavor = cloud.flavor(f"disk{disk}", vcpus=1, ram=128, disk=disk)
     server = cloud.create(f"data{data}", flavor, user_data=f"writer.interval_ms=50\nfill_mib={data}\n")
     ready(lab, cloud, server, boots=1)
-    downs, wires, confirms, reverts = [], [], [], []
+    downs, wires, confirms, reverts = list[float](), list[float](), list[float](), list[float]()
     for number in range(ROUNDS):
         source = lab.host(host_of(cloud, server))
         before = sent_bytes(source)
@@ -109,5 +109,5 @@ def ready(lab: Lab, cloud: Cloud, server: str, boots: int, data_mib: int = 0) ->
 
 
 def _agent_memory(lab: Lab) -> None:
-    pids = [host.agent_pid for host in lab.hosts]
+    pids = [host.start("agent") for host in lab.hosts.values()]
     keep(NAME, "memory of one agent, libvirt (PSS)", "MiB", [pss_mib(pid) for pid in pids], 143, 80)

@@ -12,7 +12,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from benchmarks import copying, picture
+from benchmarks import copying, live, picture
 from benchmarks.cloud import Cloud
 from benchmarks.copying import Found
 from benchmarks.measure import keep, kept
@@ -35,7 +35,8 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", default=PARTS, help=f"of {', '.join(PARTS)}")
     parser.add_argument("--sizes", default="200,1024,2048", help="MiB of data, with commas")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--moves", type=int, default=100, help="live moves in a row")
+    parser.add_argument("--moves", type=int, default=100, help="live moves of one guest in a row")
+    parser.add_argument("--beside", type=int, default=20, help="of them in turns with as many by virsh")
     parser.add_argument("--gib", type=int, default=4, help="GiB of random data that are copied in every way")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="whimbrel-bench-") as path:
@@ -45,7 +46,7 @@ def main() -> None:
             if "downtime" in given.parts:
                 _downtime(lab, cloud, [int(word) for word in given.sizes.split(",")], given.rounds)
             if "live" in given.parts:
-                _in_a_row(lab, cloud, given.moves)
+                _live(lab, cloud, given.beside, given.moves)
             if "copy" in given.parts:
                 _copy(lab, cloud, given.gib, given.rounds)
             if "rest" in given.parts:
@@ -79,20 +80,23 @@ def _copy(lab: Lab, cloud: Cloud, gib: int, rounds: int) -> None:
 
     def row(name: str, one: Found) -> list[str]:
         speed = statistics.median(one.speeds)
-        cost = f"{statistics.median(one.costs):.2f} s" if one.costs else ""
-        return [name, f"{speed:.0f} MiB/s", f"{speed / plain:.2f}", cost]
+        return [name, f"{speed:.0f} MiB/s", f"{speed / plain:.2f}", f"{statistics.median(one.costs):.2f} s"]
 
     _publish("copy", ["", "speed", "of scp's", "processor time per GiB"], [row(*pair) for pair in found.items()])
     speeds = {name: statistics.median(one.speeds) for name, one in found.items()}
-    costs = {name: statistics.median(one.costs) for name, one in found.items() if one.costs}
-    shares = {part: statistics.median(values) for part, values in found[copying.AT_REST].shares.items()}
+    costs = {name: statistics.median(one.costs) for name, one in found.items()}
+    at_rest, running = (
+        {part: statistics.median(values) for part, values in found[name].shares.items()}
+        for name in (copying.AT_REST, copying.RUNNING)
+    )
     drawn = picture.bars(
         [
             ("MiB per second", speeds),
             ("processor seconds per GiB, both hosts", costs),
-            ("where Whimbrel's go, at rest", shares),
+            ("where Whimbrel's go, at rest", at_rest),
+            ("where Whimbrel's go, of a running guest", running),
         ],
-        ours=("Whimbrel", *shares),
+        ours=("Whimbrel", *at_rest),
     )
     (DOCS / "copying.svg").write_text(drawn, encoding="utf-8")
 
@@ -158,18 +162,22 @@ def _facts(cloud: Cloud, server: str) -> dict[str, dict[str, float]]:
     return {step["step"]: step.get("facts") or {} for step in steps(cloud, server)}
 
 
-def _in_a_row(lab: Lab, cloud: Cloud, moves: int) -> None:
-    """Move one guest live again and again; a guest that was started anew would verify its disk once more."""
-    server = cloud.create("wanderer", cloud.flavor("small"), user_data="writer.interval_ms=50\n")
-    ready(lab, cloud, server, 1)
-    gaps = []
-    for _ in range(moves):
-        gaps.append(_moved(cloud, server, "live"))
-        console = lab.console(host_of(cloud, server), server)
-        if "WRITER VERIFY" in console or "panic" in console:
-            raise RuntimeError(f"after {len(gaps)} live moves the guest was started anew:\n{console[-1500:]}")
-    keep(NAME, f"held in {moves} live moves in a row, emulated guest", "s", gaps, None, 0.5)
-    cloud.delete(server)
+def _live(lab: Lab, cloud: Cloud, beside: int, moves: int) -> None:
+    head = ["", "moves", "longest gap", "when nothing moves", "whole move", "failed", "record missing", "started anew"]
+
+    def span(values: list[float]) -> str:
+        return f"{statistics.median(values):.2f} s ({min(values):.2f} to {max(values):.2f})"
+
+    lines = [
+        [
+            who,
+            f"{len(one.whole)}",
+            *map(span, (one.gaps, one.quiet, one.whole)),
+            *(f"{sum(marks):.0f}" for marks in (one.failed, one.broken, one.anew)),
+        ]
+        for who, one in live.in_turns(lab, cloud, beside, moves).items()
+    ]
+    _publish("live", head, lines)
 
 
 def _publish(name: str, head: list[str], rows: list[list[str]]) -> None:
