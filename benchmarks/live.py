@@ -7,8 +7,7 @@ between the same two hosts, and while one moves the other one is suspended.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from benchmarks.cloud import Cloud
@@ -17,7 +16,6 @@ from benchmarks.wanderers import BOOT, ByVirsh, Guest, Ours
 from whimbrel.lab import Lab
 
 NAME = "transfer"
-RUNNING = "Whimbrel, not held first"
 QUIET = 2.0
 """Seconds before each move in which nothing moves."""
 AFTERWARDS = 2.0
@@ -49,10 +47,9 @@ class Found:
 def in_turns(lab: Lab, cloud: Cloud, beside: int, moves: int) -> dict[str, Found]:
     """Move Whimbrel's guest and virsh's in turns, `beside` times each, then the former alone, `moves` times in all.
 
-    Afterwards move it `beside` times more as a guest with KVM moves, and as virsh moves any: its memory crosses while
-    it runs. Return what was found by who moved, and how.
+    Return what was found by who moved.
     """
-    together, other, alone, running = Found(), Found(), Found(), Found()
+    together, other, alone = Found(), Found(), Found()
     with ExitStack() as stack:
         ours = Ours(lab, cloud, stack)
         if beside:
@@ -69,12 +66,7 @@ def in_turns(lab: Lab, cloud: Cloud, beside: int, moves: int) -> dict[str, Found
         _keep(found)
         held = together.held + alone.held
         keep(NAME, f"held in {len(held)} live moves in a row, emulated guest", "s", held, None, 0.5)
-        with _not_held_first(lab):
-            for _ in range(beside):
-                _move(ours, running)
-        _verify(ours, RUNNING)
-        _keep({RUNNING: running})
-    return {who: one for who, one in {**found, RUNNING: running}.items() if one.gaps}
+    return {who: one for who, one in found.items() if one.gaps}
 
 
 def _keep(found: dict[str, Found]) -> None:
@@ -128,27 +120,6 @@ def _move(guest: Guest, found: Found, bystander: Guest | None = None) -> None:
         guest.revive()
     if bystander is not None:
         bystander.go_on()
-
-
-@contextmanager
-def _not_held_first(lab: Lab) -> Iterator[None]:
-    """Let the agents send an emulated guest's memory while it runs, which they do not by themselves."""
-    kept = {host: (host.dir / "agent.toml").read_text(encoding="utf-8") for host in lab.hosts.values()}
-
-    def restart() -> None:
-        for host in kept:
-            host.kill("agent")
-            host.start("agent")
-
-    for host, text in kept.items():
-        (host.dir / "agent.toml").write_text(text.replace("[agent]\n", '[agent]\nlive_memory = "running"\n'))
-    restart()
-    try:
-        yield
-    finally:
-        for host, text in kept.items():
-            (host.dir / "agent.toml").write_text(text, encoding="utf-8")
-        restart()
 
 
 def _verify(guest: Guest, who: str) -> None:

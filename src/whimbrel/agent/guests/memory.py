@@ -12,7 +12,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import socket
 import struct
 import threading
 import xml.etree.ElementTree as ET
@@ -23,13 +22,13 @@ from typing import Any
 from whimbrel.agent.directories import HostDirectories, in_words
 from whimbrel.agent.disks.channel import SshChannels
 from whimbrel.agent.disks.checks import base_of, refuse_disk
-from whimbrel.agent.disks.frames import BLOCK, MEMORY
-from whimbrel.agent.disks.pace import Pace
-from whimbrel.agent.disks.session import TURN, Session
+from whimbrel.agent.disks.frames import MEMORY
+from whimbrel.agent.disks.session import TURN
 from whimbrel.agent.guests.connection import Hypervisor, binding
-from whimbrel.agent.guests.holding import holds_first, takes_at_once
-from whimbrel.agent.guests.libvirt import ALIVE, LibvirtGuests, qemu_processes
+from whimbrel.agent.guests.holding import crosses_once, holds_first, takes_at_once
+from whimbrel.agent.guests.libvirt import ALIVE, LibvirtGuests
 from whimbrel.agent.guests.opened import refuse_opened
+from whimbrel.agent.guests.outflow import Outflow
 from whimbrel.agent.guests.xml import as_kept, at_once
 from whimbrel.domain.errors import CannotTell, StepError
 from whimbrel.domain.server import DiskRole, PowerState
@@ -48,20 +47,16 @@ LONGEST = 86400.0
 HOLD_MS = 100
 """Milliseconds that sending the last of the memory may take, at the speed of the rounds before."""
 
+NO_ROUNDS = 0
+"""In place of it, if QEMU is to hold the guest when all of the memory has crossed once."""
+
 UNBOUNDED = 1 << 40
 """Bytes a second. QEMU's own limit would be far below a fast link's; the channel holds it back where that is slow."""
-
-STRANGERS = 20
-"""Connections that are sent away before a move is given up."""
 
 ENDED = ("completed", "failed", "cancelled", "none")
 
 _HEAD = struct.Struct("=16sIIIII14I")
 """libvirt's head of a saved guest: magic, version, length of the definition, was it running, compression, cookie."""
-
-
-_PEER = struct.Struct("=iII")
-"""Process, user and group at the other end of a socket."""
 
 
 @dataclass
@@ -74,20 +69,6 @@ class _Expected:
     arrived: threading.Event = field(default_factory=threading.Event)
 
 
-@dataclass
-class _Sent:
-    """A guest whose memory goes out from this source."""
-
-    session: Session
-    listener: socket.socket
-    path: Path
-    thread: threading.Thread | None = None
-    bytes: int = 0
-    failure: StepError | None = None
-    held_at: float | None = None
-    """When the guest was held so that its memory stays as it is while it crosses, seconds since the epoch."""
-
-
 class LibvirtMemory:
     """The memory port under libvirt and QEMU."""
 
@@ -98,7 +79,7 @@ class LibvirtMemory:
         """For the calls that last as long as a guest's memory needs; they must not hold the others up."""
         self._directories = HostDirectories(settings.instances_dir)
         self._expected: dict[str, _Expected] = {}
-        self._sent: dict[str, _Sent] = {}
+        self._sent: dict[str, Outflow] = {}
 
     def describe(self, order: Order) -> Facts:
         """Return `definition` of the running guest and the processor that it sees; StepError if it cannot move so."""
@@ -203,27 +184,23 @@ class LibvirtMemory:
         if self._guests.state(order.server) is not PowerState.RUNNING:
             raise StepError(f"Server {order.server} does not run on {order.host} any more, so it is no live move.")
         path = Path(self._settings.run_dir) / f"{order.server}.memory"
-        path.unlink(missing_ok=True)
-        session = self._channels.open_for_memory(order, control)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sent = _Sent(session, listener, path)
+        sent = Outflow(order.server, self._channels.open_for_memory(order, control), path)
         self._sent[order.server] = sent
-        with in_words("listen at", path):
-            listener.bind(str(path))
-            path.chmod(0o666)  # the hypervisor may run as another user; who it is, is looked at
-            listener.listen(1)
-            listener.settimeout(10.0)
-        sent.thread = threading.Thread(
-            target=_pump, args=(order.server, sent, self._channels.paces.of(order), control), daemon=True
-        )
-        sent.thread.start()
+        sent.begin(self._channels.paces.of(order), control)
         capabilities = [{"capability": name, "state": True} for name in ("pause-before-switchover", "auto-converge")]
         self._monitor(order.server, "migrate-set-capabilities", capabilities=capabilities)
-        bounds = {"max-bandwidth": UNBOUNDED, "downtime-limit": HOLD_MS}
+        once = crosses_once(self._settings)
+        bounds = {"max-bandwidth": UNBOUNDED, "downtime-limit": NO_ROUNDS if once else HOLD_MS}
         self._monitor(order.server, "migrate-set-parameters", **bounds)
-        if holds_first(self._settings) or control.steering().hurry:
+        stays_held = holds_first(self._settings) or control.steering().hurry
+        if stays_held or once:
             self.hold(order)
         self._monitor(order.server, "migrate", uri=f"unix:{path}")
+        if once and not stays_held:
+            while self._status(order, control)["status"] == "setup":
+                control.wait(LOOK_AGAIN_HELD)
+            self._guests.resume(order.server)
+            sent.held_at = None
         return sent.held_at
 
     def is_held(self, order: Order, control: Control) -> bool:
@@ -248,16 +225,7 @@ class LibvirtMemory:
         while self._status(order, control)["status"] != "completed":
             control.wait(LOOK_AGAIN_HELD)
         sent = self._sent[order.server]
-        assert sent.thread is not None
-        while sent.thread.is_alive():
-            sent.thread.join(TURN)
-            control.check()
-        if sent.failure is not None:
-            raise sent.failure
-        sent.session.tell({"end": True}, control)
-        received = sent.session.hear("received", control)["received"]
-        if received != sent.bytes:
-            raise StepError(f"{sent.bytes} bytes of memory were sent, and {received} came.")
+        sent.end(control)
         self._end(order.server)
         return {"memory_bytes": sent.bytes}
 
@@ -305,19 +273,14 @@ class LibvirtMemory:
     def _end(self, server: str) -> None:
         sent = self._sent.pop(server, None)
         if sent is not None:
-            sent.listener.close()
-            sent.path.unlink(missing_ok=True)
-            sent.session.end()
-            if sent.thread is not None:
-                sent.thread.join(5.0)
+            sent.close()
 
     def _status(self, order: Order, control: Control) -> dict[str, Any]:
         """Return QEMU's word on what it sends; raise StepError when it has given up."""
         control.check()
         sent = self._sent[order.server]
-        if sent.failure is not None:
-            raise sent.failure
         found = self._query(order.server)
+        sent.check(moving=found["status"] == "active")
         if found["status"] in ("failed", "cancelled", "cancelling", "none"):
             why = found.get("error-desc", found["status"])
             raise StepError(f"QEMU could not send the memory of server {order.server}: {why}.")
@@ -345,38 +308,11 @@ class LibvirtMemory:
         return answer.get("return")
 
 
-def _pump(server: str, sent: _Sent, pace: Pace, control: Control) -> None:
-    """Bring what QEMU sends to the channel, until its end; where the channel is slow, QEMU waits."""
-    buffer = bytearray(BLOCK)
-    try:
-        with _accept(server, sent.listener) as stream:
-            while got := stream.recv_into(buffer):
-                pace.keep(got, control)
-                sent.session.send(0, memoryview(buffer)[:got], control)
-                sent.bytes += got
-    except StepError as error:
-        sent.failure = error
-    except OSError as error:
-        sent.failure = StepError(f"QEMU's memory did not come: {error}.")
-
-
 def _outlook(found: dict[str, Any], memory: dict[str, Any]) -> Outlook:
     """Return what QEMU expects (MigrationInfo of the QEMU QMP reference: pages, milliseconds)."""
     dirty = int(memory.get("dirty-pages-rate", 0)) * int(memory.get("page-size", 0))
     expected = found.get("expected-downtime")
     return Outlook(max(1, int(memory.get("dirty-sync-count", 1))), dirty, None if expected is None else expected / 1000)
-
-
-def _accept(server: str, listener: socket.socket) -> socket.socket:
-    """Wait for the guest's own QEMU; whoever else comes is sent away."""
-    for _ in range(STRANGERS):
-        stream, _ = listener.accept()
-        pid = _PEER.unpack(stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))[0]
-        if pid in qemu_processes(server):
-            stream.settimeout(None)
-            return stream
-        stream.close()
-    raise StepError(f"Others than QEMU connect to where server {server} is to send its memory; look who that is.")
 
 
 def _processor(definition: str, capabilities: str) -> str:

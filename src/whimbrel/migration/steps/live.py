@@ -14,6 +14,12 @@ from whimbrel.migration.ports import Control, World
 from whimbrel.migration.steps import guest
 from whimbrel.ops import clock
 
+ROUND_EVERY = 1.0
+"""Seconds between two rounds of the disks while the memory crosses: what the guest writes in them fits its pause."""
+
+LOOK_AGAIN = 0.01
+"""Seconds between two looks at whether the guest is held: it waits for whoever looks."""
+
 
 def describe(world: World, order: Order, control: Control) -> Facts:
     """Tell what runs here, so that the target can say whether it could take it over."""
@@ -54,13 +60,17 @@ def move(world: World, order: Order, control: Control) -> Facts:
     world.channels.take_slot(order, control)
     try:
         stopped_at = world.memory.begin(order, control)
+        due = clock.monotonic() + ROUND_EVERY
         while stopped_at is None:
             if control.steering().hurry:
                 stopped_at = world.memory.hold(order)
-                break
-            world.disks.copy_on(order, control)
-            if world.memory.is_held(order, control):
+            elif world.memory.is_held(order, control):
                 stopped_at = clock.now()
+            elif clock.monotonic() >= due:
+                world.disks.copy_on(order, control)
+                due = clock.monotonic() + ROUND_EVERY
+            else:
+                control.wait(LOOK_AGAIN)
         facts = world.disks.push_held(order, control)
         facts |= world.memory.complete(order, control)
         world.grants.seal(order.server, order.attempt)
