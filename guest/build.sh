@@ -87,7 +87,8 @@ make_boot_uefi() {
     [ -f $stub ] || fail "$stub is missing; install the packages of packages.apt"
     mkdir -p "$work/efi/boot"
     printf '%s' "$parameters" > "$work/cmdline"
-    objcopy --add-section .cmdline="$work/cmdline" --change-section-vma .cmdline=0x30000 \
+    # The time in its head stays that of the stub, or no two builds would be alike.
+    objcopy --preserve-dates --add-section .cmdline="$work/cmdline" --change-section-vma .cmdline=0x30000 \
         --add-section .linux="$(echo "$kernel"/boot/vmlinuz-*)" --change-section-vma .linux=0x2000000 \
         --add-section .initrd="$work/initrd.gz" --change-section-vma .initrd=0x3000000 \
         $stub "$work/efi/boot/bootx64.efi"
