@@ -46,7 +46,7 @@ make_initrd() {
     local root=$work/root name file
     mkdir -p "$root/modules" "$root/dev"
     gcc -std=gnu11 -static -O2 -s -Wall -Wextra -Werror -Wl,--build-id=none -DIMAGE_MIB=$image_mib \
-        -o "$root/init" "$here"/{init,firmware,network,writer,json}.c -lpthread
+        -o "$root/init" "$here"/{init,firmware,tpm,network,writer,json}.c -lpthread
     for name in $modules; do
         file=$(find "$kernel" -path '*/modules/*' -name "$name.ko*" -print -quit)
         case $file in

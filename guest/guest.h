@@ -23,6 +23,9 @@ void load_module(const char *name);
 /* firmware.c: a variable of the firmware that counts the boots, if it is UEFI. */
 void count_boots(void);
 
+/* tpm.c: a counter in the TPM that counts them too, if there is one. */
+void count_boots_in_tpm(void);
+
 /* network.c: the addresses that the config drive names. */
 void configure_network(void);
 

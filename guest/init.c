@@ -12,6 +12,7 @@
  *   WRITER ROOM vda_mib=N ram_mib=N    the size of the root disk and of the memory
  *   WRITER NET ip=A mtu=N mac=M        the address taken from the config drive
  *   WRITER FIRMWARE uefi boots=N       it booted by UEFI, whose variables say that this is boot N
+ *   WRITER TPM boots=N                 it has a TPM, in which a counter says that this is boot N
  *   WRITER READY                       everything above is done; from here on records are written
  *   WRITER seq=N mono_ms=N             record N is on the disk
  *   WRITER FAIL ... | WRITER FATAL ... something that should not be; the guest goes on after FAIL, stops after FATAL
@@ -264,6 +265,7 @@ int main(void)
         pthread_create(&thread, NULL, watch_power_button, NULL);
     configure_network();
     count_boots();
+    count_boots_in_tpm();
     verify_and_write();
     for (;;)
         pause();
