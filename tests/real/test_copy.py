@@ -25,7 +25,7 @@ from whimbrel.agent.control import StepControl
 from whimbrel.agent.directories import read_manifest, write_manifest
 from whimbrel.agent.disks.copies import CARRYING
 from whimbrel.agent.disks.extents import allocated, write_zeros
-from whimbrel.agent.disks.frames import EARLIER, GRANULE, MOST_CONSOLE, VARIABLES, Range
+from whimbrel.agent.disks.frames import EARLIER, GRANULE, MOST_CONSOLE, TPM_STATE, VARIABLES, Range
 from whimbrel.agent.disks.mapping import read_bitmaps
 from whimbrel.agent.disks.pace import LOOSE
 from whimbrel.agent.disks.session import Session
@@ -264,6 +264,36 @@ def test_what_the_firmware_remembers_travels_hashed_of_a_guest_that_has_such_fir
     silent = {**pushed, "disks": {name: pushed["disks"][name] for name in ("disk-0", "config.iso")}}
     with pytest.raises(StepError, match=f"h1 did not send {VARIABLES}"):
         pair.target.disks.verify(pair.order("verify_disks", {"copy_disks": silent}, old=guest), patience())
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
+def test_what_a_tpm_remembers_travels_hashed_although_it_is_no_file_before_the_guests_end(
+    pair: Pair, warm: bool
+) -> None:
+    guest = replace(GUEST, tpm="tpm-crb", disks=(Disk(0, DiskRole.EPHEMERAL, "qcow2", 4),))
+    work = {"guest": guest, "old": guest}
+    live = pair.source.names.live(UUID)
+    live.mkdir()
+    make_qcow2(live / "disk-0", "4M")
+    write_manifest(live, {"server": UUID, "attempt": "1-1"})
+    source = HostDisks(pair.settings, pair.source.channels, log=QuietLog() if warm else None)
+    pair.target.disks.prepare(pair.order("prepare", **work), patience())
+    opened = pair.source.channels.open(pair.order("open_channel", **work), patience())
+    order = pair.order("copy_disks", {"open_channel": opened}, **work)
+    assert ("skipped" in source.precopy(order, patience())) is not warm
+    pair.source.names.seal(UUID, ATTEMPT)
+    with pytest.raises(StepError, match=f"{TPM_STATE} is missing on h1"):
+        source.push(order, patience())
+    (pair.source.names.sealed(UUID, ATTEMPT) / TPM_STATE).write_bytes(b"its keys")
+    pushed = source.push(order, patience())
+    assert set(pushed["disks"]) == {"disk-0", TPM_STATE} and pair.received(TPM_STATE).read_bytes() == b"its keys"
+    pair.target.disks.verify(pair.order("verify_disks", {"copy_disks": pushed}, **work), patience())
+    silent = {**pushed, "disks": {"disk-0": pushed["disks"]["disk-0"]}}
+    with pytest.raises(StepError, match=f"h1 did not send {TPM_STATE}"):
+        pair.target.disks.verify(pair.order("verify_disks", {"copy_disks": silent}, **work), patience())
+    pair.received(TPM_STATE).write_bytes(b"no, mine")
+    with pytest.raises(StepError, match=f"{TPM_STATE} .* differs on h2"):
+        pair.target.disks.verify(pair.order("verify_disks", {"copy_disks": pushed}, **work), patience())
 
 
 def test_a_console_is_carried_up_to_its_bound_whatever_the_guest_wrote(pair: Pair) -> None:
