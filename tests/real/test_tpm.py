@@ -6,7 +6,9 @@ import re
 
 import pytest
 
-from tests.cloud import Cloud, Server
+from tests.cloud import Cloud, Server, wait_for
+from tests.fault.midway import assert_back
+from tests.fault.test_guests import qemu_replaced
 from tests.real.test_live import goes_on, verify_at_next_boot
 from whimbrel.agent.disks.frames import TPM_STATE
 from whimbrel.lab import guest
@@ -68,4 +70,61 @@ def test_what_the_tpm_remembers_goes_where_the_guest_goes_and_stays_nowhere_else
     assert held(cloud, server) == {"h1": ["tpm2"], "h2": []}
     server.delete()
     cloud.assert_tidy({})
+    cloud.delete_image(image)
+
+
+def test_a_tpm_outlives_reboots_power_cuts_and_moves_that_fail(cloud: Cloud) -> None:
+    """This one by the words of its flavor, in a guest with UEFI, whose firmware uses the TPM too."""
+    flavor = cloud.flavor("with-tpm", vcpus=1, ram=256, disk=1)
+    cloud.post(
+        f"/flavors/{flavor}/os-extra_specs", {"extra_specs": {"hw:tpm_version": "2.0", "hw:tpm_model": "tpm-tis"}}
+    )
+    image = cloud.upload("uefi", guest.image("uefi").read_bytes(), hw_firmware_type="uefi")
+    server = cloud.create(flavor="with-tpm", image=image)
+    assert "<tpm model='tpm-tis'>" in cloud.lab.host("h1").exec(["virsh", "dumpxml", server.id]).stdout
+    with qemu_replaced(cloud, "h2", "exit 1"):
+        server.migrate()
+        assert_back(cloud, server)
+    assert counted(server, "h1") == [1, 2] and held(cloud, server) == {"h1": ["tpm2"], "h2": []}
+    cloud.lab.limit("h2", "40mbit")
+    server.migrate_live()
+    server.at_step("move_memory", "doing")
+    cloud.lab.kill("libvirtd", "h2")
+    cloud.lab.start("libvirtd", "h2")
+    cloud.lab.limit("h2", None)
+    server.wait("ACTIVE")
+    home = server.show()["OS-EXT-SRV-ATTR:host"]
+    goes_on(server, home)
+    cloud.assert_tidy({server: home})
+    boots = len(server.boots(home))
+    server.act("reboot", {"type": "HARD"})
+    server.wait_to_write(home, boots + 1)
+    assert counted(server, home)[-1] == 3
+    cloud.lab.host(home).crash()
+    cloud.lab.host(home).boot()
+    server.wait_to_write(home, boots + 2)
+    server.assert_nothing_lost(home)
+    assert counted(server, home)[-1] == 4
+    server.delete()
+    cloud.delete_image(image)
+    cloud.delete(f"/flavors/{flavor}")
+
+
+def test_a_tpm_that_is_lost_is_not_made_anew(cloud: Cloud) -> None:
+    image = cloud.upload("tpm", guest.image().read_bytes(), hw_tpm_version="2.0")
+    server = cloud.create(image=image)
+    server.act("os-stop")
+    server.wait("SHUTOFF")
+    file = cloud.tpms("h1") / server.id / "tpm2" / "tpm2-00.permall"
+    backup = file.read_bytes()
+    file.unlink()
+    server.act("os-start")
+    wait_for("the start to fail", lambda: "would have lost its keys" in server.told())
+    server.wait("SHUTOFF")
+    (cloud.instances("h1") / server.id / TPM_STATE).write_bytes(backup)
+    server.act("os-start")
+    server.wait("ACTIVE")
+    server.wait_to_write("h1", boots=2)
+    assert counted(server, "h1") == [1, 2] and held(cloud, server) == {"h1": ["tpm2"], "h2": []}
+    server.delete()
     cloud.delete_image(image)

@@ -44,7 +44,7 @@ class Place:
     def run(self, content: bytes) -> None:
         """Do what a start does, and let the guest write something."""
         self.put()
-        self.states.refuse_lost(SERVER)
+        self.states.refuse_lost(SERVER, self.home)
         draft = self.file.with_name("TMP2-00.permall")
         draft.write_bytes(content)
         draft.rename(self.file)
@@ -158,7 +158,7 @@ def test_the_copy_is_on_the_disk_before_the_original_goes(place: Place, monkeypa
 
 def test_a_tpm_that_is_lost_is_never_made_anew_in_silence(place: Place) -> None:
     with pytest.raises(StepError, match="would have lost its keys"):
-        place.states.refuse_lost(SERVER)
+        place.states.refuse_lost(SERVER, place.home)
     place.take()  # it was never here
     assert place.kept() is None
 

@@ -127,13 +127,12 @@ class TpmStates:
             for directory in (self._permanent(server).parent, self._of(server), self._place):
                 sync_directory(directory)
 
-    def refuse_lost(self, server: str) -> None:
+    def refuse_lost(self, server: str, home: Path) -> None:
         """Raise StepError when libvirt would make a guest's TPM anew."""
         if not self._permanent(server).is_file():
             raise StepError(
-                f"What the TPM of server {server} remembers is not on {self._settings.host} ({self._permanent(server)}"
-                f"), and with a new one the guest would have lost its keys. Bring it back from a backup, or build the "
-                f"server anew."
+                f"{self._permanent(server)} is missing on {self._settings.host}: with a new TPM server {server} would "
+                f"have lost its keys. Bring it back from a backup, as {home / TPM_STATE}, or build the server anew."
             )
 
     def _of(self, server: str) -> Path:

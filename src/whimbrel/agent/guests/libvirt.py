@@ -172,9 +172,10 @@ class LibvirtGuests:
     def create_paused(self, server: str) -> None:
         """Make the guest's process without letting it run; raise StepError with the hypervisor's own words."""
         paused = binding().VIR_DOMAIN_START_PAUSED
-        self.tpms.put(server, self._directories.live(server))
+        home = self._directories.live(server)
+        self.tpms.put(server, home)
         if xml.has_tpm(self.definition(server)):
-            self.tpms.refuse_lost(server)
+            self.tpms.refuse_lost(server, home)
         self._with_domain("start", server, lambda domain: domain.createWithFlags(paused))
 
     def resume(self, server: str) -> None:
