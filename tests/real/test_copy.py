@@ -453,6 +453,17 @@ def test_shared_storage_is_seen_and_then_linked_and_a_resize_takes_a_true_copy(p
     assert not list((pair.directory / "h1").glob("**/.probe"))
 
 
+def test_a_server_with_a_tpm_is_copied_on_shared_storage_too(pair: Pair) -> None:
+    """What its TPM remembers is each host's own, and a revert must not find an older one beside newer disks."""
+    pair.make_server(1)
+    with mounted(pair.directory / "h2", "--bind", pair.directory / "h1"):
+        pair.target.disks.prepare(pair.order("prepare"), patience())
+        opening = pair.order("open_channel")
+        assert pair.source.channels.open(opening, patience())["shared"] is True
+        with_tpm = pair.order("open_channel", old=replace(GUEST, tpm="tpm-crb"))
+        assert pair.source.channels.open(with_tpm, patience())["shared"] is False
+
+
 def test_a_probe_that_fails_is_an_error_and_never_means_not_shared(pair: Pair) -> None:
     pair.make_server(1)
     pair.target.disks.prepare(pair.order("prepare"), patience())
