@@ -13,6 +13,7 @@
  *   WRITER NET ip=A mtu=N mac=M        the address taken from the config drive
  *   WRITER FIRMWARE uefi boots=N       it booted by UEFI, whose variables say that this is boot N
  *   WRITER TPM boots=N                 it has a TPM, in which a counter says that this is boot N
+ *   WRITER TPM still=N                 on the way down it says the same, wherever the guest has moved meanwhile
  *   WRITER READY                       everything above is done; from here on records are written
  *   WRITER seq=N mono_ms=N             record N is on the disk
  *   WRITER FAIL ... | WRITER FATAL ... something that should not be; the guest goes on after FAIL, stops after FATAL
@@ -137,6 +138,7 @@ static void power_off(void)
     pthread_rwlock_wrlock(&writing);
     sync();
     umount2("/data", MNT_DETACH);
+    ask_tpm_again();
     say("WRITER DOWN last=%llu", (unsigned long long)last_durable);
     tcdrain(console);
     console = -1; /* What is read from here on, from disks that are gone, is no finding. */

@@ -106,9 +106,10 @@ static int read_counter(int fd, uint64_t *value)
     return 0;
 }
 
+static uint64_t boots;
+
 void count_boots_in_tpm(void)
 {
-    uint64_t boots = 0;
     int code, fd = open(DEVICE, O_RDWR | O_CLOEXEC);
     if (fd < 0)
         return; /* it has none */
@@ -118,5 +119,18 @@ void count_boots_in_tpm(void)
     else
         say("WRITER TPM boots=%llu", (unsigned long long)boots);
     end_write();
+    close(fd);
+}
+
+void ask_tpm_again(void)
+{
+    uint64_t found = 0;
+    if (!boots)
+        return;
+    int fd = open(DEVICE, O_RDWR | O_CLOEXEC), code = fd < 0 ? -errno : read_counter(fd, &found);
+    if (code || found != boots)
+        say("WRITER FAIL tpm code=%d boots=%llu", code, (unsigned long long)found);
+    else
+        say("WRITER TPM still=%llu", (unsigned long long)found);
     close(fd);
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 
 import pytest
 
@@ -25,6 +27,11 @@ def cloud(lab_guests: Cloud) -> Cloud:
 def counted(server: Server, host: str) -> list[int]:
     """Return how often the guest had booted by the counter in its TPM, at each boot on a host."""
     return [int(number) for number in re.findall(r"WRITER TPM boots=(\d+)", server.console(host))]
+
+
+def asked_again(server: Server, host: str) -> list[int]:
+    """Return what the TPM said on the guest's ways down on a host, after whatever had been done to it meanwhile."""
+    return [int(number) for number in re.findall(r"WRITER TPM still=(\d+)", server.console(host))]
 
 
 def held(cloud: Cloud, server: Server) -> dict[str, list[str]]:
@@ -56,7 +63,7 @@ def test_what_the_tpm_remembers_goes_where_the_guest_goes_and_stays_nowhere_else
     cloud.assert_tidy({server: "h1"})
     assert held(cloud, server) == {"h1": ["tpm2"], "h2": []}
     verify_at_next_boot(server, "h1")
-    assert counted(server, "h1") == [3], "its memory brought it along"
+    assert counted(server, "h1") == [3] and asked_again(server, "h1") == [2], "its memory brought it along"
     server.stop_first()
     server.migrate()
     server.wait("VERIFY_RESIZE")
@@ -108,6 +115,30 @@ def test_a_tpm_outlives_reboots_power_cuts_and_moves_that_fail(cloud: Cloud) -> 
     server.delete()
     cloud.delete_image(image)
     cloud.delete(f"/flavors/{flavor}")
+
+
+def test_a_live_move_that_fails_when_all_of_the_memory_has_crossed_leaves_the_tpm_in_use(cloud: Cloud) -> None:
+    image = cloud.upload("tpm", guest.image().read_bytes(), hw_tpm_version="2.0")
+    server = cloud.create(image=image)
+    target = cloud.lab.host("h2")
+    cloud.lab.limit("h2", "40mbit")
+    server.migrate_live()
+    server.at_step("move_memory", "doing")
+    agent = target.find("agent")
+    assert agent is not None
+    os.kill(agent, signal.SIGSTOP)
+    server.at_step("move_memory", "done")
+    target.kill_guests(server.id)
+    os.kill(agent, signal.SIGCONT)
+    cloud.lab.limit("h2", None)
+    server.wait("ACTIVE")
+    assert server.migration()["outcome"] == "error" and server.steps()["hand_over"]["mark"] == "undone", server.told()
+    goes_on(server, "h1")
+    cloud.assert_tidy({server: "h1"})
+    verify_at_next_boot(server, "h1")
+    assert counted(server, "h1") == [1, 2] and asked_again(server, "h1") == [1]
+    server.delete()
+    cloud.delete_image(image)
 
 
 def test_a_tpm_that_is_lost_is_not_made_anew(cloud: Cloud) -> None:

@@ -145,7 +145,10 @@ def test_a_guest_gets_the_tpm_that_was_asked_for_and_each_host_says_what_stands_
     made = new_definition(guest, IMAGE, host())
     (found,) = ET.fromstring(made).findall("devices/tpm")
     (backend,) = found
-    assert (found.attrib, backend.attrib) == ({"model": model}, {"type": "emulator", "version": "2.0"})
+    assert (found.attrib, backend.attrib) == (
+        {"model": model},
+        {"type": "emulator", "version": "2.0", "persistent_state": "yes"},
+    )
     carried, rewrites = carried_definition(made, guest, guest, IMAGE, host())
     assert flat(carried) == flat(made) and rewrites == []
     _, rewrites = carried_definition(new_definition(GUEST, IMAGE, host()), GUEST, guest, IMAGE, host())
@@ -158,7 +161,7 @@ def test_a_guest_gets_the_tpm_that_was_asked_for_and_each_host_says_what_stands_
         "<tpm model='tpm-crb'><backend type='passthrough'><device path='/dev/tpm0'/></backend></tpm>",
         "<tpm model='tpm-crb'><backend type='external'><source type='unix' path='/run/x'/></backend></tpm>",
         "<tpm model='tpm-tis'><backend type='emulator' version='1.2'><encryption secret='x'/></backend></tpm>",
-        "<tpm/><tpm model='tpm-crb'><backend type='emulator' version='2.0' persistent_state='yes'/></tpm>",
+        "<tpm/><tpm model='tpm-crb'><backend type='emulator' version='2.0' persistent_state='no'/></tpm>",
     ],
 )
 def test_what_tpm_a_source_names_is_not_looked_at(hostile: str) -> None:

@@ -180,7 +180,8 @@ def _interface(nic: Nic, bridge: str) -> ET.Element:
 
 def _tpm(model: str) -> ET.Element:
     element = ET.Element("tpm", model=model)
-    ET.SubElement(element, "backend", type="emulator", version=VERSION)
+    # Else libvirt would remove what it remembers whenever somebody undefines the guest by hand.
+    ET.SubElement(element, "backend", type="emulator", version=VERSION, persistent_state="yes")
     return element
 
 
