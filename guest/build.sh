@@ -48,7 +48,7 @@ make_initrd() {
     mkdir -p "$root/modules" "$root/dev"
     gcc -std=gnu11 -static -O2 -s -Wall -Wextra -Werror -Wl,--build-id=none -DIMAGE_MIB=$image_mib \
         -DTRIM_AT_KIB=$trim_at_kib -DTRIM_KIB=$trim_kib \
-        -o "$root/init" "$here"/{init,firmware,network,trim,writer,json}.c -lpthread
+        -o "$root/init" "$here"/{init,firmware,tpm,network,trim,writer,json}.c -lpthread
     for name in $modules; do
         file=$(find "$kernel" -path '*/modules/*' -name "$name.ko*" -print -quit)
         case $file in
@@ -89,7 +89,8 @@ make_boot_uefi() {
     [ -f $stub ] || fail "$stub is missing; install the packages of packages.apt"
     mkdir -p "$work/efi/boot"
     printf '%s' "$parameters" > "$work/cmdline"
-    objcopy --add-section .cmdline="$work/cmdline" --change-section-vma .cmdline=0x30000 \
+    # The time in its head stays that of the stub, or no two builds would be alike.
+    objcopy --preserve-dates --add-section .cmdline="$work/cmdline" --change-section-vma .cmdline=0x30000 \
         --add-section .linux="$(echo "$kernel"/boot/vmlinuz-*)" --change-section-vma .linux=0x2000000 \
         --add-section .initrd="$work/initrd.gz" --change-section-vma .initrd=0x3000000 \
         $stub "$work/efi/boot/bootx64.efi"

@@ -26,6 +26,11 @@ void count_boots(void);
 /* trim.c: a part of the image that is trimmed away. */
 void trim(void);
 
+/* tpm.c: a counter in the TPM that counts them too, if there is one. */
+void count_boots_in_tpm(void);
+/* On the way down: does it still say the same, wherever the guest was moved meanwhile? */
+void ask_tpm_again(void);
+
 /* network.c: the addresses that the config drive names. */
 void configure_network(void);
 

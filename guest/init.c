@@ -12,6 +12,8 @@
  *   WRITER ROOM vda_mib=N ram_mib=N    the size of the root disk and of the memory
  *   WRITER NET ip=A mtu=N mac=M        the address taken from the config drive
  *   WRITER FIRMWARE uefi boots=N       it booted by UEFI, whose variables say that this is boot N
+ *   WRITER TPM boots=N                 it has a TPM, in which a counter says that this is boot N
+ *   WRITER TPM still=N                 on the way down it says the same, wherever the guest has moved meanwhile
  *   WRITER TRIM before=W after=W       what it found where the image is filled (image or zeros), and after it had trimmed that
  *                                      (user data: trim=1)
  *   WRITER READY                       everything above is done; from here on records are written
@@ -138,6 +140,7 @@ static void power_off(void)
     pthread_rwlock_wrlock(&writing);
     sync();
     umount2("/data", MNT_DETACH);
+    ask_tpm_again();
     say("WRITER DOWN last=%llu", (unsigned long long)last_durable);
     tcdrain(console);
     console = -1; /* What is read from here on, from disks that are gone, is no finding. */
@@ -266,6 +269,7 @@ int main(void)
         pthread_create(&thread, NULL, watch_power_button, NULL);
     configure_network();
     count_boots();
+    count_boots_in_tpm();
     if (option_number("trim", 0))
         trim();
     verify_and_write();

@@ -391,6 +391,10 @@ class Cloud:
         one = self.lab.host(host)
         return Path(f"/proc/{one.pid}/root{INSTANCES_DIR}") if one.pid else one.dir / "instances"
 
+    def tpms(self, host: str) -> Path:
+        """Return where a host's libvirt keeps what the TPMs of its guests remember."""
+        return self.lab.host(host).dir / "var-lib-libvirt" / "swtpm"
+
     def processes(self, host: str) -> list[str]:
         """Return the command lines of all processes on a host."""
         found = []
@@ -437,6 +441,9 @@ class Cloud:
         lines = self.processes(host)
         guests = {match[1] for line in lines if (match := re.search(r"^\S*qemu-system.* -uuid (\S+)", line))}
         found += [f"guest {name}" for name in guests ^ running]
+        tpms = {match[1] for line in lines if (match := re.search(r"^\S*swtpm socket .*/([0-9a-f-]{36})/tpm2", line))}
+        found += [f"TPM {name}" for name in tpms - running]
+        found += [f"state of TPM {path.name}" for path in self.tpms(host).glob("*") if path.name not in here]
         found += [
             f"process {line}" for line in lines if re.search(r"disks\.receive|^ssh |^qemu-img|^genisoimage", line)
         ]

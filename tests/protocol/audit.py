@@ -108,6 +108,7 @@ def _one_runner(cluster: Cluster, books: Books) -> None:
         assert host.open_files is not None and host.open_files.writes == cluster.history, (
             f"S3: the guest at {host.name} runs on {_tail(host.open_files)} of {cluster.history[-5:]}"
         )
+        assert host.tpm == cluster.history, f"S3: the TPM at {host.name} remembers {host.tpm} of {cluster.history[-5:]}"
         seen = cluster.agents[host.name].record()
         assert seen is not None and seen.grant_epoch is not None, f"S1: {host.name} runs it without a grant"
         assert seen.grant_boot == f"boot-{host.boot}", f"S1: the grant of {host.name} is of an earlier boot"
@@ -158,6 +159,7 @@ def _the_server_is_where_the_books_say(cluster: Cluster, books: Books) -> None:
         if gone or host.name != server["host"]:
             assert host.live is None, f"L3: a live directory is left at {host.name}"
             assert host.defined is None and host.process is None, f"L3: a guest is left at {host.name}"
+            assert host.tpm is None, f"L3: what a TPM remembers is left at {host.name}"
     if not gone:
         _is_whole(cluster, cluster.hosts[server["host"]], server)
 
@@ -167,6 +169,7 @@ def _is_whole(cluster: Cluster, host: Host, server: sqlite3.Row) -> None:
     flavor = json.loads(server["flavor"])
     assert host.live is not None, f"S2: nothing at {host.name}, where the server belongs"
     assert host.live.writes == cluster.history, f"S2: {host.name} has {_tail(host.live)} of {cluster.history[-5:]}"
+    assert host.tpm == cluster.history, f"S2: the TPM at {host.name} remembers {host.tpm} of {cluster.history[-5:]}"
     assert host.live.size_mb == flavor["disk_gb"] * 1024, f"S7: the disk has {host.live.size_mb} MiB"
     assert host.defined == f"{SERVER} vcpus={flavor['vcpus']}", f"S7: {host.name} defines {host.defined}"
     runs = "running" if host.process is PowerState.RUNNING else "stopped"

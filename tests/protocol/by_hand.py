@@ -98,7 +98,7 @@ class Host:
         self.touch("define")
         self.domains[server] = definition
 
-    def undefine(self, server: str) -> None:
+    def undefine(self, server: str, *, for_good: bool = False) -> None:
         assert self.running is None, "undefine of a running guest"
         self.touch("undefine")
         self.domains.pop(server, None)

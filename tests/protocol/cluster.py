@@ -167,7 +167,7 @@ class Cluster:
         self.store.write_now(claims.take, host.name, SERVER, "0-1", Resources(1, 128, 1))
         host.defined = f"{SERVER} vcpus=1"
         host.live = host.open_files = Copy("0-1", definition=host.defined)
-        host.process = PowerState.RUNNING
+        host.process, host.tpm = PowerState.RUNNING, []
         grants = LedgerGrants(self.agents[host.name].ledger, lambda: True)
         built = order("start_guest", 1, host=host.name, server=SERVER)
         grants.grant(built)

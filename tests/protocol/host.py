@@ -1,5 +1,7 @@
 """One host in memory: a hypervisor, the files of one server, and a guest that numbers its writes.
 
+The guest writes each number into its TPM as well, and notices when that remembers other numbers than its disk.
+
 It keeps the rules that the ports promise (`whimbrel.migration.ports`), and nothing more. Before and after each change
 of the world it says what it is about to do, through `touch`: there a test may cut the power, kill the agent, let the
 call fail, or let the hypervisor fall silent.
@@ -25,7 +27,7 @@ ALIVE = (PowerState.RUNNING, PowerState.PAUSED)
 
 KEPT = (
     "up", "boot", "live", "incoming", "sealed", "defined", "process", "open_files", "channels",
-    "granted", "let_run_at", "has_memory", "gave_memory",
+    "granted", "let_run_at", "has_memory", "gave_memory", "tpm",
 )  # fmt: skip
 
 
@@ -35,13 +37,17 @@ class Broken(BaseException):
 
 @dataclass
 class Copy:
-    """One directory of the server's files: who made it, the writes on its disk, its size, its saved definition."""
+    """One directory of the server's files: who made it, the writes on its disk, its size, its saved definition.
+
+    `tpm` is what the TPM remembers of a guest that is not known to the hypervisor.
+    """
 
     attempt: str
     writes: list[int] = field(default_factory=list)
     size_mb: int = 1024
     definition: str | None = None
     arrived: Facts | None = None
+    tpm: list[int] | None = None
 
     def digest(self) -> int:
         """Return a number that tells this content from any other."""
@@ -73,6 +79,8 @@ class Host:
         """The process that waits here has all of the guest's memory."""
         self.gave_memory = False
         """The process that is held here has given all of it away."""
+        self.tpm: list[int] | None = None
+        """What the TPM of the guest remembers, in the hypervisor's own place."""
         self.peers: dict[str, Host] = {}
 
     def world(self, ledger: Ledger, may_run: Callable[[], bool]) -> World:
@@ -112,7 +120,10 @@ class Host:
         if self.process is not PowerState.RUNNING:
             return False
         assert self.open_files is not None
+        if self.tpm != self.open_files.writes:
+            raise Broken(f"the TPM on {self.name} remembers {self.tpm}, the disk {self.open_files.writes}")
         self.open_files.writes.append(number)
+        self.tpm.append(number)
         return True
 
     # --- guests ----------------------------------------------------------------------------------
@@ -137,13 +148,26 @@ class Host:
 
     def define(self, server: str, definition: str) -> None:
         self.touch("define")
+        self._put_tpm()
         self.defined = definition
         self.touch("defined")
 
-    def undefine(self, server: str) -> None:
+    def _put_tpm(self) -> None:
+        """Let the hypervisor have what the TPM remembers, where the server's directory says it."""
+        if self.live is not None and self.live.tpm is not None:
+            self.tpm = list(self.live.tpm)
+            self.touch("put_tpm")
+            self.live.tpm = None
+
+    def undefine(self, server: str, *, for_good: bool = False) -> None:
         self.touch("undefine")
         if self.process in ALIVE:
             raise StepError("it runs; stop it before it is forgotten")
+        if not for_good and self.live is not None and self.live.tpm is None and self.tpm is not None:
+            self.live.tpm = list(self.tpm)
+            self.touch("take_tpm")
+        self.tpm = None
+        self.touch("drop_tpm")
         self.defined = None
 
     def definition(self, server: str) -> str | None:
@@ -155,6 +179,7 @@ class Host:
             raise StepError("it has a process already")
         if self.defined is None or self.live is None:
             raise StepError("there is nothing to start")
+        self._put_tpm()
         self.process, self.open_files = PowerState.PAUSED, self.live
         self.touch("created")
 
@@ -267,7 +292,8 @@ class Host:
             return {}
         self.incoming.pop(order.attempt, None)
         self.touch("prepare")
-        self.incoming[order.attempt] = Copy(order.attempt, size_mb=self._size(order))
+        tpm: list[int] | None = [] if order.from_image else None
+        self.incoming[order.attempt] = Copy(order.attempt, size_mb=self._size(order), tpm=tpm)
         self.touch("prepared")
         return {}
 
@@ -323,6 +349,9 @@ class Host:
         received.writes = sealed.writes[: len(sealed.writes) // 2]
         self.touch("copying")
         received.writes = list(sealed.writes)
+        if sealed.tpm is None:
+            raise Broken(f"what the TPM remembered is not beside the sealed disks on {self.name}")
+        received.tpm = list(sealed.tpm)
         self.touch("copied")
         sealed.arrived = {"disks": {"disk-0": sealed.digest()}}
         return sealed.arrived
@@ -417,6 +446,8 @@ class Crossing:
         peer = self._host._target(order)
         if peer.process is not PowerState.PAUSED or self._host.process is not PowerState.PAUSED:
             raise StepError("nobody waits for it")
+        assert self._host.tpm is not None
+        peer.tpm = list(self._host.tpm)
         peer.has_memory = self._host.gave_memory = True
         self._host.touch("completed")
         return {"memory_bytes": 1}

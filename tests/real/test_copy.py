@@ -26,7 +26,7 @@ from whimbrel.agent.control import StepControl
 from whimbrel.agent.directories import read_manifest, write_manifest
 from whimbrel.agent.disks.copies import CARRYING
 from whimbrel.agent.disks.extents import allocated, write_zeros
-from whimbrel.agent.disks.frames import EARLIER, GRANULE, MOST_CONSOLE, VARIABLES, Range
+from whimbrel.agent.disks.frames import EARLIER, GRANULE, MOST_CONSOLE, TPM_STATE, VARIABLES, Range
 from whimbrel.agent.disks.mapping import read_bitmaps
 from whimbrel.agent.disks.pace import LOOSE
 from whimbrel.agent.disks.session import Session
@@ -281,6 +281,36 @@ def test_what_the_firmware_remembers_travels_hashed_of_a_guest_that_has_such_fir
         pair.target.disks.verify(pair.order("verify_disks", {"copy_disks": silent}, old=guest), patience())
 
 
+@pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
+def test_what_a_tpm_remembers_travels_hashed_although_it_is_no_file_before_the_guests_end(
+    pair: Pair, warm: bool
+) -> None:
+    guest = replace(GUEST, tpm="tpm-crb", disks=(Disk(0, DiskRole.EPHEMERAL, "qcow2", 4),))
+    work = {"guest": guest, "old": guest}
+    live = pair.source.names.live(UUID)
+    live.mkdir()
+    make_qcow2(live / "disk-0", "4M")
+    write_manifest(live, {"server": UUID, "attempt": "1-1"})
+    source = HostDisks(pair.settings, pair.source.channels, log=QuietLog() if warm else None)
+    pair.target.disks.prepare(pair.order("prepare", **work), patience())
+    opened = pair.source.channels.open(pair.order("open_channel", **work), patience())
+    order = pair.order("copy_disks", {"open_channel": opened}, **work)
+    assert ("skipped" in source.precopy(order, patience())) is not warm
+    pair.source.names.seal(UUID, ATTEMPT)
+    with pytest.raises(StepError, match=f"{TPM_STATE} is missing on h1"):
+        source.push(order, patience())
+    (pair.source.names.sealed(UUID, ATTEMPT) / TPM_STATE).write_bytes(b"its keys")
+    pushed = source.push(order, patience())
+    assert set(pushed["disks"]) == {"disk-0", TPM_STATE} and pair.received(TPM_STATE).read_bytes() == b"its keys"
+    pair.target.disks.verify(pair.order("verify_disks", {"copy_disks": pushed}, **work), patience())
+    silent = {**pushed, "disks": {"disk-0": pushed["disks"]["disk-0"]}}
+    with pytest.raises(StepError, match=f"h1 did not send {TPM_STATE}"):
+        pair.target.disks.verify(pair.order("verify_disks", {"copy_disks": silent}, **work), patience())
+    pair.received(TPM_STATE).write_bytes(b"no, mine")
+    with pytest.raises(StepError, match=f"{TPM_STATE} .* differs on h2"):
+        pair.target.disks.verify(pair.order("verify_disks", {"copy_disks": pushed}, **work), patience())
+
+
 def test_a_console_is_carried_up_to_its_bound_whatever_the_guest_wrote(pair: Pair) -> None:
     pair.make_server(1)
     content = os.urandom(MOST_CONSOLE + 70_001)
@@ -436,6 +466,17 @@ def test_shared_storage_is_seen_and_then_linked_and_a_resize_takes_a_true_copy(p
         resize = replace(pair.order("open_channel"), protocol="resize")
         assert pair.source.channels.open(resize, patience())["shared"] is False
     assert not list((pair.directory / "h1").glob("**/.probe"))
+
+
+def test_a_server_with_a_tpm_is_copied_on_shared_storage_too(pair: Pair) -> None:
+    """What its TPM remembers is each host's own, and a revert must not find an older one beside newer disks."""
+    pair.make_server(1)
+    with mounted(pair.directory / "h2", "--bind", pair.directory / "h1"):
+        pair.target.disks.prepare(pair.order("prepare"), patience())
+        opening = pair.order("open_channel")
+        assert pair.source.channels.open(opening, patience())["shared"] is True
+        with_tpm = pair.order("open_channel", old=replace(GUEST, tpm="tpm-crb"))
+        assert pair.source.channels.open(with_tpm, patience())["shared"] is False
 
 
 def test_a_probe_that_fails_is_an_error_and_never_means_not_shared(pair: Pair) -> None:

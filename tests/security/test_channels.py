@@ -172,7 +172,7 @@ def test_a_pass_reaches_the_files_of_its_attempt_only(pair: Pair) -> None:
     claims = message({"hello": VERSION, "server": OTHER, "attempt": "7-2", "probe": True})
     answers = thief.speak(claims, BEGIN, file("disk-0", 4096), data(b"x" * 4096), END)
     assert "received" in answers[-1] and (pair.received("disk-0")).read_bytes() == b"x" * 4096
-    undeclared = ("manifest.json", "disk-1", "disk-7", "base-0", "firmware.vars")
+    undeclared = ("manifest.json", "disk-1", "disk-7", "base-0", "firmware.vars", "tpm.state")
     for name in ("../x", f"../{OTHER}/disk-0", "/etc/cron.d/x", *undeclared):
         for ask in (file(name, 64), message({"table": name})):
             answer = thief.speak(HELLO, BEGIN, ask)[-1]

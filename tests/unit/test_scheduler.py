@@ -89,6 +89,12 @@ def test_a_server_that_boots_by_uefi_goes_only_where_there_is_such_firmware(stor
     assert refused(store) == {"h1": "not the source"}
 
 
+def test_a_server_with_a_tpm_goes_only_where_it_can_have_one(store: Store) -> None:
+    add(store, "h3", tpm=True)
+    assert refused(store, _with(tpm=True)) == {"h1": "not the source", "h2": "TPM"}
+    assert refused(store) == {"h1": "not the source"}
+
+
 def _with(**more: object) -> SelectTargets:
     return replace(REQUEST, **more)  # type: ignore[arg-type]
 

@@ -139,6 +139,42 @@ def test_what_firmware_a_source_names_is_not_looked_at(hostile: str) -> None:
     assert flat(carried) == flat(made)
 
 
+@pytest.mark.parametrize("model", ["tpm-crb", "tpm-tis"])
+def test_a_guest_gets_the_tpm_that_was_asked_for_and_each_host_says_what_stands_behind_it(model: str) -> None:
+    guest = replace(GUEST, tpm=model)
+    made = new_definition(guest, IMAGE, host())
+    (found,) = ET.fromstring(made).findall("devices/tpm")
+    (backend,) = found
+    assert (found.attrib, backend.attrib) == (
+        {"model": model},
+        {"type": "emulator", "version": "2.0", "persistent_state": "yes"},
+    )
+    carried, rewrites = carried_definition(made, guest, guest, IMAGE, host())
+    assert flat(carried) == flat(made) and rewrites == []
+    _, rewrites = carried_definition(new_definition(GUEST, IMAGE, host()), GUEST, guest, IMAGE, host())
+    assert rewrites == [f"TPM none -> {model}"], "a resize may give it one"
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "<tpm model='tpm-crb'><backend type='passthrough'><device path='/dev/tpm0'/></backend></tpm>",
+        "<tpm model='tpm-crb'><backend type='external'><source type='unix' path='/run/x'/></backend></tpm>",
+        "<tpm model='tpm-tis'><backend type='emulator' version='1.2'><encryption secret='x'/></backend></tpm>",
+        "<tpm/><tpm model='tpm-crb'><backend type='emulator' version='2.0' persistent_state='no'/></tpm>",
+    ],
+)
+def test_what_tpm_a_source_names_is_not_looked_at(hostile: str) -> None:
+    guest = replace(GUEST, tpm="tpm-crb")
+    made = new_definition(guest, IMAGE, host())
+    bare = new_definition(GUEST, IMAGE, host())
+    reach = bare.replace("</devices>", f"{hostile}</devices>")
+    carried, _ = carried_definition(reach, guest, guest, IMAGE, host())
+    assert flat(carried) == flat(made)
+    with pytest.raises(StepError, match=r"which (no server may|stays at its host)"):
+        carried_definition(reach, GUEST, GUEST, IMAGE, host())
+
+
 REACHES = {
     "another server's disk": ("disk-1", "../11111111-2222-3333-4444-555555555555/disk-0"),
     "a file of the host": (f"/servers/{UUID}/disk-1", "/etc/shadow"),

@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 
 import structlog
 
-from whimbrel.agent import firmware, inventory
+from whimbrel.agent import firmware, inventory, tpm
 from whimbrel.agent.admission import Admission
 from whimbrel.agent.ledger import Ledger, ServerRecord
 from whimbrel.bus.port import Bus
@@ -128,6 +128,7 @@ class Heart:
             composed=asked.composed,
             channel=channel_of(settings),
             uefi=settings.hypervisor == "fake" or not firmware.missing(settings),
+            tpm=settings.hypervisor == "fake" or not tpm.missing(settings),
         )
 
     def _guests(self) -> tuple[GuestReport, ...]:

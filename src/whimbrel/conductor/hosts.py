@@ -25,7 +25,7 @@ _log = structlog.get_logger()
 MEASURED = (
     "address", "boot", "ledger", "protocols", "vcpus", "ram_mb", "disk_gb", "reserved_vcpus", "reserved_ram_mb",
     "reserved_disk_gb", "cpu_ratio", "ram_ratio", "disk_ratio", "architecture", "hypervisor", "hypervisor_version",
-    "root_disk", "free_disk_gb", "uptime", "lease_kept", "composed", "uefi",
+    "root_disk", "free_disk_gb", "uptime", "lease_kept", "composed", "uefi", "tpm",
 )  # fmt: skip
 """What a heartbeat says of the host itself; the columns have the same names."""
 

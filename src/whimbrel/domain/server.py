@@ -121,6 +121,8 @@ class Guest:
     metadata: dict[str, str] = field(default_factory=dict)
     uefi: bool = False
     """Whether it boots by UEFI; what that firmware remembers then lies beside the disks, and goes where they go."""
+    tpm: str | None = None
+    """The model of its TPM; what that remembers goes where the disks go, or with the memory of a guest that runs."""
 
 
 def disks_for(flavor: Flavor, image: Image | None, root_format: str) -> tuple[Disk, ...]:

@@ -22,6 +22,8 @@ def prepare(plan: dict[str, object]) -> None:
     # Else this host would keep the network namespaces of other labs alive after they were deleted.
     subprocess.run(["umount", "--recursive", "--lazy", "/run/netns"], stderr=subprocess.DEVNULL, check=False)
     for source, place in plan["binds"]:  # type: ignore[attr-defined]
+        if not Path(place).exists():  # the logs of TPMs: libvirt makes the directory when the first guest has one
+            Path(place).mkdir(parents=True)
         mount("--bind", source, place)
     for empty, device in plan["hide"]:  # type: ignore[attr-defined]
         # A plain file that cannot be written: with /dev/null instead, libvirt throws its capability cache away on

@@ -229,7 +229,7 @@ class Host:
         }
 
 
-_VAR = ("var-lib-libvirt", "var-log-libvirt", "var-cache-libvirt")
+_VAR = ("var-lib-libvirt", "var-log-libvirt", "var-log-swtpm", "var-cache-libvirt")
 
 
 def _command_line(pid: int) -> list[str]:

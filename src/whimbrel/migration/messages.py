@@ -253,6 +253,8 @@ class SelectTargets:
     version: int
     uefi: bool = False
     """Whether it needs a host that has UEFI firmware."""
+    tpm: bool = False
+    """Whether it needs a host that can give it a TPM."""
 
     def __post_init__(self) -> None:
         bounds.number("vcpus, ram_mb or disk_gb", self.vcpus, self.ram_mb, self.disk_gb)

@@ -59,8 +59,11 @@ class Guests(Protocol):
     def define(self, server: str, definition: str) -> None:
         """Make the guest known, stopped; the same definition again is accepted."""
 
-    def undefine(self, server: str) -> None:
-        """Forget a stopped guest; one that is not known is accepted, one that runs is refused."""
+    def undefine(self, server: str, *, for_good: bool = False) -> None:
+        """Forget a stopped guest; one that is not known is accepted, one that runs is refused.
+
+        What its TPM remembers is laid beside its disks or, when those go as well, is removed.
+        """
 
     def definition(self, server: str) -> str | None:
         """Return the guest's definition, None when it is not defined here."""

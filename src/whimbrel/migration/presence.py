@@ -85,6 +85,8 @@ class Heartbeat:
     """None while the host is not enrolled: then no disk leaves or reaches it."""
     uefi: bool = False
     """Whether guests can boot by UEFI here."""
+    tpm: bool = False
+    """Whether guests can have a TPM here."""
 
     def __post_init__(self) -> None:
         bounds.host("host", self.host)

@@ -149,6 +149,8 @@ class Agent(msgspec.Struct, forbid_unknown_fields=True):
     """The UEFI firmware of guests whose image asks for it, without Secure Boot; of the package `ovmf` on Debian."""
     firmware_variables: str = "/usr/share/OVMF/OVMF_VARS_4M.fd"
     """What such a guest's firmware remembers at its first boot; each guest has a copy of its own."""
+    swtpm_user: str = "tss"
+    """As whom libvirt runs the TPMs of guests: `swtpm_user` in its qemu.conf."""
     cpu_model: str = "host-model"
     bridge: str = "br-guests"
     mtu: Annotated[int, Meta(ge=576, le=9216)] = 1500

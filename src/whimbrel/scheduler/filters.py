@@ -71,6 +71,10 @@ def _firmware(table: HostTable, request: SelectTargets) -> Mask:
     return table.uefi if request.uefi else np.ones(len(table.names), dtype=np.bool_)
 
 
+def _tpm(table: HostTable, request: SelectTargets) -> Mask:
+    return table.tpm if request.tpm else np.ones(len(table.names), dtype=np.bool_)
+
+
 FILTERS: tuple[Filter, ...] = (
     Filter("forced host", _forced, lambda t, r, i: f"host {r.forced_host} was asked for"),
     Filter("not the source", _not_source, lambda t, r, i: "the server is there already"),
@@ -80,6 +84,7 @@ FILTERS: tuple[Filter, ...] = (
     Filter("protocol", _speaks, lambda t, r, i: f"its agent does not hold {r.protocol} version {r.version}"),
     Filter("architecture", _architecture, lambda t, r, i: f"{r.architecture} needed, it is {t.architecture[i]}"),
     Filter("firmware", _firmware, lambda t, r, i: "UEFI needed, it has no such firmware"),
+    Filter("TPM", _tpm, lambda t, r, i: "a TPM needed, it lacks swtpm and swtpm_setup, or their user"),
     _room("vcpus", ""),
     _room("ram_mb", " MiB"),
     _room("disk_gb", " GiB"),

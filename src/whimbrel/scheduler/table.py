@@ -29,6 +29,7 @@ class HostTable:
     protocols: list[dict[str, int]]
     architecture: Strings
     uefi: NDArray[np.bool_]
+    tpm: NDArray[np.bool_]
     limit: dict[str, Integers]
     free: dict[str, Integers]
     moves: Integers
@@ -45,6 +46,7 @@ class HostTable:
             protocols=[self.protocols[i] for i in chosen],
             architecture=self.architecture[mask],
             uefi=self.uefi[mask],
+            tpm=self.tpm[mask],
             limit={name: column[mask] for name, column in self.limit.items()},
             free={name: column[mask] for name, column in self.free.items()},
             moves=self.moves[mask],
@@ -71,6 +73,7 @@ def read(tx: Connection, now: float, down_after: float) -> HostTable:
         protocols=[row.protocols for row in rows],
         architecture=np.array([row.architecture for row in rows], dtype=object),
         uefi=np.array([row.uefi for row in rows], dtype=np.bool_),
+        tpm=np.array([row.tpm for row in rows], dtype=np.bool_),
         limit=limit,
         free={name: limit[name] - taken[name] for name in columns},
         moves=np.array([moves.get(row.name, 0) for row in rows], dtype=np.int64),

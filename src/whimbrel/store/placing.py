@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Row
 from whimbrel.domain.claim import resources_of
 from whimbrel.domain.migration import Kind
 from whimbrel.domain.server import Manner
+from whimbrel.domain.tpm import tpm_of
 from whimbrel.migration.messages import Foresee, SelectTargets
 from whimbrel.migration.protocols import Protocol
 from whimbrel.store import servers_core
@@ -21,7 +22,8 @@ def targets(tx: Connection, migration: Row[Any], table: Protocol, *, same_host: 
     """Return the question for hosts; `same_host` is whether a resize may stay where it is."""
     server = servers_core.load(tx, migration.server_id)
     properties = server.image_properties
-    need = resources_of(servers_core.flavor_of(migration.new_flavor))
+    flavor = servers_core.flavor_of(migration.new_flavor)
+    need = resources_of(flavor)
     return SelectTargets(
         vcpus=need.vcpus,
         ram_mb=need.ram_mb,
@@ -34,6 +36,7 @@ def targets(tx: Connection, migration: Row[Any], table: Protocol, *, same_host: 
         protocol=table.name,
         version=table.version,
         uefi=servers_core.is_uefi(server),
+        tpm=tpm_of(properties, flavor.extra_specs) is not None,
     )
 
 

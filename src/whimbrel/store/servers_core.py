@@ -10,6 +10,7 @@ import structlog
 from sqlalchemy import Connection, Row, Update, bindparam, case, or_, select, update
 
 from whimbrel.domain.server import Flavor, Guest, Image, PowerState, disks_for
+from whimbrel.domain.tpm import tpm_of
 from whimbrel.ops import clock
 from whimbrel.store import networks
 from whimbrel.store.tables import servers
@@ -51,6 +52,7 @@ def guest_of(tx: Connection, row: Row[Any], flavor: dict[str, Any], root_disk: s
         user_data=row.user_data,
         metadata=row.metadata,
         uefi=is_uefi(row),
+        tpm=tpm_of(row.image_properties, size.extra_specs),
     )
 
 

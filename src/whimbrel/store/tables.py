@@ -176,6 +176,7 @@ hosts = Table(
     Column("composed", Float, nullable=False, default=0.0),
     Column("channel", JSON),
     Column("uefi", Boolean, nullable=False, default=False),
+    Column("tpm", Boolean, nullable=False, default=False),
 )
 """`channel`: where the host's channels end, and by which keys it is known and may be given passes (see Heartbeat).
 `fenced_*`: that this boot cannot run guests, when that was proved, by which kind of witness, and in its words.

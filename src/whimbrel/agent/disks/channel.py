@@ -134,8 +134,10 @@ class SshChannels:
         with self._probe(order) as (probe, secret):
             session, answer = self._greet(order, control, {"probe": probe})
         try:
-            # A resize changes the copy's size, so it takes a true copy even there.
-            shared = _is_shared(answer.get("probe"), secret, target) and order.protocol != "resize"
+            # A resize changes the copy's size, so it takes a true copy even there. What a TPM remembers is never
+            # shared, and a revert must not find an older one beside newer disks.
+            shared = _is_shared(answer.get("probe"), secret, target)
+            shared = shared and order.protocol != "resize" and order.work.old.tpm is None
             if not answer.get("prepared"):
                 raise StepError(f"Attempt {order.attempt} was not prepared on {target.host}; it cannot receive disks.")
             free = int(answer["free"])
@@ -191,10 +193,11 @@ class SshChannels:
     def files(self, order: Order) -> list[Path]:
         """Return the files that a move carries, from the sealed directory or, before the seal, the live one.
 
-        Config drive and firmware's variables are opaque, and carried like a disk.
+        Config drive, firmware's variables and what the TPM remembers are opaque, and carried like a disk.
         """
         home = self.home(order)
-        paths = [home / name for name in carried(order.work.old)]
+        off = home != self._directories.live(order.server)
+        paths = [home / name for name in carried(order.work.old, off=off)]
         for path in paths:
             if not path.is_file():
                 raise StepError(f"{path} is missing on {order.host}, so server {order.server} cannot be moved.")

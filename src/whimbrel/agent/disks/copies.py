@@ -137,7 +137,7 @@ class Copies:
                 else:  # the log was lost: what the target holds is compared with all that is here
                     parts = {file: file.everything() for file in copy.files}
                 before = copy.sent
-                facts = copy.lasting(lambda: _last_round(copy, parts, paths[0].parent, control), control)
+                facts = copy.lasting(lambda: _last_round(copy, parts, paths, control), control)
                 return {"bytes": copy.sent - before, **facts}
             finally:
                 copy.close()
@@ -155,7 +155,7 @@ class Copies:
         del self._under_way[order.server, order.attempt]
         try:
             before = move.copy.sent
-            facts = _last_round(move.copy, move.left(written), self._channels.home(order), control)
+            facts = _last_round(move.copy, move.left(written), self._channels.files(order), control)
             return {"bytes": move.copy.sent - before, **facts}
         finally:
             move.close()
@@ -202,32 +202,39 @@ class Copies:
         return None
 
 
-def _last_round(copy: Copy, parts: Mapping[Outgoing, Iterable[Range]], home: Path, control: Control) -> Facts:
-    """Send the rest of the disks and the end of the console, until all of it was read back at the target."""
-    beside, told = _console(copy, home, control)
+def _last_round(copy: Copy, parts: Mapping[Outgoing, Iterable[Range]], paths: list[Path], control: Control) -> Facts:
+    """Send the rest of the disks, what was no file before the guest's end, and the end of the console.
+
+    It ends when all of it was read back at the target.
+    """
+    under_way = {file.name for file in copy.files}
+    for path in paths:
+        if path.name not in under_way:
+            copy.add(Outgoing(path), control)
+    told = _console(copy, paths[0].parent, control)
+    beside = {file: file.everything() for file in copy.files if file not in parts}
     copy.send({**parts, **beside}, control)
     mended = copy.settle(control)
     held = sum(file.allocated for file in copy.files)
     return {"mended": mended, "allocated": held, "packed": copy.packed, **told, "disks": copy.finish(control)}
 
 
-def _console(copy: Copy, home: Path, control: Control) -> tuple[dict[Outgoing, list[Range]], Facts]:
+def _console(copy: Copy, home: Path, control: Control) -> Facts:
     """Take the end of the console along, in a file of its own; one that cannot be read is noted and left behind."""
-    for file in copy.files:
-        if file.name == EARLIER:  # over a channel that was lost since
-            return {file: file.everything()}, {}
+    if any(file.name == EARLIER for file in copy.files):  # over a channel that was lost since
+        return {}
     if EARLIER not in copy.receives:
-        return {}, {"console": "The target's release does not take it."}
+        return {"console": "The target's release does not take it."}
     try:
         with TemporaryDirectory(prefix=CARRYING, dir=home) as name:
             Path(name, EARLIER).write_bytes(console.tail(home))
             file = Outgoing(Path(name, EARLIER))  # it is read through its descriptor
     except FileNotFoundError:
-        return {}, {}
+        return {}
     except OSError as error:
-        return {}, {"console": f"It stays on its host: {error}."}
+        return {"console": f"It stays on its host: {error}."}
     copy.add(file, control)
-    return {file: file.everything()}, {}
+    return {}
 
 
 def _question(order: Order) -> Foresee:

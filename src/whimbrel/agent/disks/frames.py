@@ -64,6 +64,10 @@ VARIABLES = "firmware.vars"
 """What a guest's UEFI firmware remembers."""
 MOST_VARIABLES = 64 << 20
 """Bytes of them at most; 528 KiB for x86_64, all 64 MiB for aarch64."""
+TPM_STATE = "tpm.state"
+"""What the TPM of a guest that is off remembers."""
+MOST_TPM = 1 << 20
+"""Bytes of it at most; a few thousand when it is new, and the room that a guest has in it is bounded."""
 EARLIER = "console.earlier.log"
 """What a guest wrote to its console on the hosts that it came from."""
 MOST_CONSOLE = 1 << 20

@@ -20,7 +20,9 @@ from whimbrel.agent.disks.frames import (
     GRANULE,
     MOST_CONFIG,
     MOST_CONSOLE,
+    MOST_TPM,
     MOST_VARIABLES,
+    TPM_STATE,
     VARIABLES,
     Range,
 )
@@ -35,24 +37,29 @@ SECTOR = 4096
 QCOW2_MARGIN = 64 << 20
 """Bytes that a qcow2 file may have beyond its disk and a 64th of it: header, tables, bitmaps, clusters that leaked."""
 
-_FILE = re.compile(r"disk-[0-9]{1,3}|" + "|".join(map(re.escape, (CONFIG_DRIVE, VARIABLES, EARLIER))))
+_FILE = re.compile(r"disk-[0-9]{1,3}|" + "|".join(map(re.escape, (CONFIG_DRIVE, VARIABLES, TPM_STATE, EARLIER))))
 
 
-def carried(guest: Guest) -> list[str]:
-    """Return the files without which a server is not whole. Swap is none of them: it is made anew at each host."""
-    disks = [disk.name for disk in guest.disks if disk.role is not DiskRole.SWAP]
-    return [*disks, VARIABLES] if guest.uefi else disks
+def carried(guest: Guest, *, off: bool) -> dict[str, int]:
+    """Return the files without which a server is not whole, with the most bytes of each.
 
-
-def declared(guest: Guest) -> dict[str, int]:
-    """Return the files that a target is to receive of a server, with the most bytes of each.
-
-    It is written into the manifest of the incoming directory, and the receiver opens nothing else.
+    Swap is none of them: it is made anew at each host. What a TPM remembers is a file only while the guest is off; of
+    one that moves while it runs it comes with the memory.
     """
     most = {disk.name: _most(disk) for disk in guest.disks if disk.role is not DiskRole.SWAP}
     if guest.uefi:
         most[VARIABLES] = MOST_VARIABLES
-    return {**most, CONFIG_DRIVE: MOST_CONFIG, EARLIER: MOST_CONSOLE}
+    if guest.tpm and off:
+        most[TPM_STATE] = MOST_TPM
+    return most
+
+
+def declared(guest: Guest, *, off: bool) -> dict[str, int]:
+    """Return the files that a target is to receive of a server, with the most bytes of each.
+
+    It is written into the manifest of the incoming directory, and the receiver opens nothing else.
+    """
+    return {**carried(guest, off=off), CONFIG_DRIVE: MOST_CONFIG, EARLIER: MOST_CONSOLE}
 
 
 def _most(disk: Disk) -> int:

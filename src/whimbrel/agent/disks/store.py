@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from whimbrel.agent import console, firmware
+from whimbrel.agent import console, firmware, tpm
 from whimbrel.agent.directories import (
     HostDirectories,
     free_bytes,
@@ -77,6 +77,8 @@ class HostDisks:
                 make_config_drive(incoming, order.work.guest, control)
                 if order.work.guest.uefi:
                     firmware.make_variables(incoming, self._settings)
+            if order.work.guest.tpm and (building or order.work.old.tpm is None):
+                tpm.make_state(incoming, order.server, self._settings, control)
             _sync_files(incoming)
             write_manifest(
                 incoming,
@@ -85,7 +87,7 @@ class HostDisks:
                     "attempt": order.attempt,
                     "host": self._host,
                     "disks": [asdict(disk) for disk in order.work.guest.disks],
-                    "receives": {} if building else declared(order.work.old),
+                    "receives": {} if building else declared(order.work.old, off=_is_off(order)),
                 },
             )
             sync_directory(self._directories.root)
@@ -157,7 +159,7 @@ class HostDisks:
     def _verify(self, order: Order, incoming: Path, control: Control) -> Facts:
         sent = order.results.get("copy_disks") or order.results["move_memory"]
         received = (_load(incoming / RECEIVED) or {}).get("files", {})
-        known = declared(order.work.old)
+        known = declared(order.work.old, off=_is_off(order))
         for name, expected in sent["disks"].items():
             if name not in known:
                 raise StepError(f"{_source_host(order)} says that it sent {name!r:.80}, which was not declared.")
@@ -180,7 +182,7 @@ class HostDisks:
             if is_carried(disk) and path.exists():  # whatever the source says that it sent
                 with in_words("check", path):
                     checks.refuse_disk(path, disk, checks.base_of(disk, order.work.image))
-        for name in carried(order.work.old):
+        for name in carried(order.work.old, off=_is_off(order)):
             if name not in sent["disks"]:
                 raise StepError(f"{_source_host(order)} did not send {name} of server {order.server}; copy it again.")
         return {"verified_bytes": sum(disk["size"] for disk in sent["disks"].values())}
@@ -276,8 +278,15 @@ def _make(incoming: Path, disk: Disk, image: Image | None, control: Control) -> 
         qcow2.make_empty(incoming, disk, control)
 
 
+def _is_off(order: Order) -> bool:
+    """Return whether the guest is off when the last of its files crosses."""
+    return order.protocol != "live"
+
+
 def _refuse_loss(work: Work) -> None:
-    """Raise StepError when a disk that holds the user's data would shrink or go."""
+    """Raise StepError when a disk that holds the user's data would shrink or go, or a TPM that holds keys."""
+    if work.old.tpm and work.guest.tpm is None:
+        raise StepError("The new flavor has no TPM, and what the guest keeps in its own would be lost.")
     after = {disk.name: disk for disk in work.guest.disks if is_carried(disk)}
     for disk in work.old.disks:
         if not is_carried(disk):

@@ -33,7 +33,8 @@ TYPES: dict[str, tuple[str, ...] | None] = {
     "memballoon": None,
     "vsock": None,
 }
-"""The devices that may come along, with the types that they may have (None: any). A TPM's state would not."""
+"""The devices that may come along, with the types that they may have (None: any). A TPM is none: which
+one there is, and where what it remembers lies, this host says itself."""
 
 PASSIVE = ("metadata", "resource")
 """Parts that name no file of the host, whatever stands in them."""

@@ -87,7 +87,7 @@ class FakeGuests:
             record["definition"] = definition
             self._save(records)
 
-    def undefine(self, server: str) -> None:
+    def undefine(self, server: str, *, for_good: bool = False) -> None:
         """Forget a stopped guest; one that is not known is accepted."""
         with self._lock:
             records = self._load()

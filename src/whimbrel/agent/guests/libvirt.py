@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from whimbrel.agent import firmware
+from whimbrel.agent import firmware, tpm
 from whimbrel.agent.directories import HostDirectories
 from whimbrel.agent.guests import xml
 from whimbrel.agent.guests.changelog import ChangeLog
@@ -42,6 +42,7 @@ class LibvirtGuests:
         self._directories = HostDirectories(settings.instances_dir)
         self.hypervisor = Hypervisor(settings.libvirt_uri)
         self.log = ChangeLog(settings, self.hypervisor)
+        self.tpms = tpm.TpmStates(settings)
 
     def state(self, server: str) -> PowerState | None:
         """Return the guest's state, None when it is not defined here. STOPPED means that no process holds its disks."""
@@ -92,10 +93,12 @@ class LibvirtGuests:
         return self.hypervisor.call("list the paused guests", read, LOOK_LIMIT)
 
     def ready(self, order: Order) -> None:
-        """Raise StepError when this host could not run the guest: libvirtd, its firmware or the bridge is missing."""
+        """Raise StepError when this host could not run the guest: libvirtd, firmware, TPM or bridge are missing."""
         self.version()
         if order.work.guest.uefi:
             firmware.refuse_missing(self._settings)
+        if order.work.guest.tpm:
+            tpm.refuse_missing(self._settings)
         if order.work.guest.nics:
             self._require_bridge()
 
@@ -121,10 +124,14 @@ class LibvirtGuests:
 
     def define(self, server: str, definition: str) -> None:
         """Make the guest known, stopped; the same definition again is accepted."""
+        self.tpms.put(server, self._directories.live(server))
         self.hypervisor.call(f"define server {server}", lambda connection: connection.defineXML(definition))
 
-    def undefine(self, server: str) -> None:
-        """Forget a stopped guest; one that is not known is accepted, one that runs is refused."""
+    def undefine(self, server: str, *, for_good: bool = False) -> None:
+        """Forget a stopped guest; one that is not known is accepted, one that runs is refused.
+
+        What its TPM remembers is laid beside its disks or, when those go as well, is removed.
+        """
         libvirt = binding()
         flags = (
             libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
@@ -133,14 +140,22 @@ class LibvirtGuests:
             | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
         )
 
-        def forget(connection: Any) -> None:
+        def refuse_running(connection: Any) -> None:
             domain = _find(connection, server)
-            if domain is None:
-                return
-            if domain.isActive():  # libvirt would forget it and let it run on
+            if domain is not None and domain.isActive():  # libvirt would forget it and let it run on
                 raise StepError(f"Server {server} runs on {self._settings.host}; stop it before it is forgotten.")
-            domain.undefineFlags(flags)
 
+        def forget(connection: Any) -> None:
+            refuse_running(connection)
+            domain = _find(connection, server)
+            if domain is not None:
+                domain.undefineFlags(flags)
+
+        self.hypervisor.call(f"look at server {server}", refuse_running)
+        if for_good:
+            self.tpms.drop(server)
+        else:
+            self.tpms.take(server, self._directories.live(server))
         self.hypervisor.call(f"undefine server {server}", forget)
 
     def definition(self, server: str) -> str | None:
@@ -157,6 +172,10 @@ class LibvirtGuests:
     def create_paused(self, server: str) -> None:
         """Make the guest's process without letting it run; raise StepError with the hypervisor's own words."""
         paused = binding().VIR_DOMAIN_START_PAUSED
+        home = self._directories.live(server)
+        self.tpms.put(server, home)
+        if xml.has_tpm(self.definition(server)):
+            self.tpms.refuse_lost(server, home)
         self._with_domain("start", server, lambda domain: domain.createWithFlags(paused))
 
     def resume(self, server: str) -> None:

@@ -177,6 +177,8 @@ class LibvirtMemory:
         nodes = self._monitor(order.server, "query-named-block-nodes", flat=True)
         firmware = self._settings.firmware if order.work.old.uefi else None
         refuse_opened(nodes, self._directories.live(order.server), order.server, firmware)
+        if order.work.old.tpm:
+            self._guests.tpms.sync(order.server)
 
     def begin(self, order: Order, control: Control) -> float | None:
         """Begin to send the memory; return None when the guest runs meanwhile, or the time at which it was held."""

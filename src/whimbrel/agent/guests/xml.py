@@ -17,6 +17,7 @@ from whimbrel.agent.disks.qcow2 import BASE
 from whimbrel.agent.guests.borders import refuse_reach
 from whimbrel.domain.errors import StepError
 from whimbrel.domain.server import Disk, Guest, Image, Nic
+from whimbrel.domain.tpm import VERSION
 from whimbrel.ops.settings import Agent
 
 
@@ -85,12 +86,17 @@ def carried_definition(
             rewrites.append(f"bridge {bridge} -> {host.settings.bridge}")
     rewrites += _fit_cache(domain, host)
     came_with = _take_firmware(domain) if new.uefi else None
+    had = _take_tpms(domain) if new.tpm else []
     refuse_reach(domain, host.directory, host.settings.host)
     _refuse_chains(domain, new, image, host)
     if new.uefi:
         _give_firmware(domain, host)
         if came_with != host.settings.firmware:
             rewrites.append(f"firmware {came_with} -> {host.settings.firmware}")
+    if new.tpm:
+        _devices_of(domain).append(_tpm(new.tpm))
+        if had != [new.tpm]:
+            rewrites.append(f"TPM {', '.join(had) or 'none'} -> {new.tpm}")
     return _written(domain), rewrites
 
 
@@ -129,6 +135,8 @@ def _devices(guest: Guest, image: Image | None, host: Host) -> ET.Element:
     _text(entropy, "backend", "/dev/urandom", model="random")
     ET.SubElement(devices, "panic", model="isa")
     ET.SubElement(devices, "memballoon", model="none")
+    if guest.tpm:
+        devices.append(_tpm(guest.tpm))
     return devices
 
 
@@ -168,6 +176,27 @@ def _interface(nic: Nic, bridge: str) -> ET.Element:
     ET.SubElement(element, "model", type="virtio")
     ET.SubElement(element, "mtu", size=str(nic.mtu))
     return element
+
+
+def _tpm(model: str) -> ET.Element:
+    element = ET.Element("tpm", model=model)
+    # Else libvirt would remove what it remembers whenever somebody undefines the guest by hand.
+    ET.SubElement(element, "backend", type="emulator", version=VERSION, persistent_state="yes")
+    return element
+
+
+def has_tpm(definition: str | None) -> bool:
+    """Return whether the guest of this definition has a TPM."""
+    return definition is not None and ET.fromstring(definition).find("devices/tpm") is not None
+
+
+def _take_tpms(domain: ET.Element) -> list[str]:
+    """Take the TPMs out of a definition, whatever stands behind them on the source; return their models."""
+    devices = _devices_of(domain)
+    found = devices.findall("tpm")
+    for element in found:
+        devices.remove(element)
+    return [element.get("model", "one without a model")[:80] for element in found]
 
 
 def _cpu(model: str) -> ET.Element:

@@ -19,6 +19,7 @@ from whimbrel.api.views import networks as network_view
 from whimbrel.api.views.servers import ZONE
 from whimbrel.domain.errors import Conflict, Invalid, NotFound
 from whimbrel.domain.migration import Kind
+from whimbrel.domain.tpm import tpm_of
 from whimbrel.identity import policy
 from whimbrel.migration import protocols
 from whimbrel.ops import ids
@@ -57,6 +58,7 @@ def _create(tx: Connection, call: Call) -> tuple[list[str], str, Outbox]:
     _check_fit(flavor, image)
     hardware.refuse_special(f"Image {image.id}", image.properties)
     hardware.refuse_special(f"Flavor {flavor.id}", flavor.extra_specs)
+    tpm_of(image.properties, flavor.extra_specs)
     wanted = _networks(tx, call, given)
     zone, host = _place(tx, call, given)
     quotas.check_metadata(len(given.get("metadata") or {}))

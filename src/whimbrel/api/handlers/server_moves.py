@@ -149,6 +149,7 @@ def _new_flavor(tx: Connection, call: Call, server: Row[Any], wanted: str) -> Ro
     if flavor.id == old["id"]:
         raise Invalid("When resizing, instances must change flavor!")
     hardware.refuse_special(f"Flavor {flavor.id}", flavor.extra_specs)
+    hardware.refuse_lost_tpm(server.image_properties, old["extra_specs"], flavor.extra_specs)
     if flavor.disk_gb == 0 and old["disk_gb"] != 0:
         raise Invalid("Server disk was unable to be resized because: Resize to zero disk flavor is not allowed.")
     if flavor.disk_gb < old["disk_gb"] or flavor.ephemeral_gb < old["ephemeral_gb"]:

@@ -16,7 +16,7 @@ def discard(world: World, order: Order, control: Control) -> Facts:
     """Remove what this attempt made at the target, and nothing else; the undo of its definition may still be owed."""
     if world.directories.is_live(order.server, order.attempt):
         world.guests.destroy(order.server)
-        world.guests.undefine(order.server)
+        world.guests.undefine(order.server, for_good=True)
     return {"freed_bytes": world.directories.discard(order.server, order.attempt)}
 
 

@@ -101,11 +101,11 @@ def undefine(world: World, order: Order, control: Control) -> Facts:
     """Forget the guest at the target and give the directory its incoming name again."""
     if world.directories.is_live(order.server, order.attempt):
         world.guests.destroy(order.server)
-        world.guests.undefine(order.server)
+        world.guests.undefine(order.server, for_good=True)
         world.directories.disown(order.server, order.attempt)
     elif not world.directories.is_live(order.server):
         # This undo came as a debt, after that of `prepare` had taken the files: a definition without any is left over.
-        world.guests.undefine(order.server)
+        world.guests.undefine(order.server, for_good=True)
     return {}
 
 

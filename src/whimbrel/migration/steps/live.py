@@ -130,7 +130,7 @@ def retire(world: World, order: Order, control: Control) -> Facts:
         return {"freed_bytes": 0}  # it has come back since
     world.grants.seal(order.server, order.attempt)
     world.guests.destroy(order.server)
-    world.guests.undefine(order.server)
+    world.guests.undefine(order.server, for_good=True)
     if world.directories.is_live(order.server):
         world.directories.seal(order.server, order.attempt)
     return {"freed_bytes": world.directories.remove_sealed(order.server, order.attempt)}

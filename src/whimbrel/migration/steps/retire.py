@@ -15,7 +15,7 @@ def everything(world: World, order: Order, control: Control) -> Facts:
     """Stop and forget a deleted server and remove all of its files on this host."""
     world.grants.seal(order.server, order.attempt)
     world.guests.destroy(order.server)
-    world.guests.undefine(order.server)
+    world.guests.undefine(order.server, for_good=True)
     return {"freed_bytes": world.directories.remove_all(order.server)}
 
 
