@@ -33,12 +33,12 @@ def file(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
 
 def put(landing: Landing, file: Incoming, offset: int, content: bytes) -> bool:
     """Do what a receiver does with a block; return whether it lands by itself."""
-    data = landing.take()[: len(content)]
-    data[:] = content
-    if not file.expect(offset, len(data)):
-        file.write(offset, data)
+    buffer = landing.take()
+    buffer[: len(content)] = content
+    if not file.expect(offset, len(content)):
+        file.write(offset, buffer[: len(content)])
         return False
-    landing.put(file, offset, data)
+    landing.put(file, offset, buffer, len(content))
     return True
 
 

@@ -41,7 +41,7 @@ class Inlet:
         self._poll.register(descriptor, select.POLLIN)
         self._gather = Event()
         self._header = bytearray(HEADER.size)
-        self.buffer = pages(BLOCK)
+        (self.buffer,) = pages(BLOCK)
         """Where the next payload goes; whoever keeps one puts another buffer here."""
         self.idle = IDLE_BEFORE
         widen(descriptor)

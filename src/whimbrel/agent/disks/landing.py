@@ -36,15 +36,12 @@ class Landing:
 
     def __init__(self) -> None:
         self._free: queue.Queue[memoryview] = queue.Queue()
-        self._waiting: queue.Queue[tuple[Place, int, memoryview]] = queue.Queue()
+        self._waiting: queue.Queue[tuple[Place, int, memoryview, int]] = queue.Queue()
         self._begun = False
 
-    def put(self, place: Place, offset: int, data: memoryview) -> None:
-        """Bring a block to its place; `data` is part of a buffer of this module's, which is not the caller's any more.
-
-        Another one is to be had from `take`.
-        """
-        self._waiting.put((place, offset, data))
+    def put(self, place: Place, offset: int, buffer: memoryview, length: int) -> None:
+        """Bring what a buffer begins with to its place. It is not the caller's any more; `take` gives another one."""
+        self._waiting.put((place, offset, buffer, length))
 
     def take(self) -> memoryview:
         """Return a free buffer; StepError if the disk gives none back."""
@@ -58,16 +55,16 @@ class Landing:
         if self._begun:
             return
         self._begun = True
-        for _ in range(BUFFERS):
-            self._free.put(pages(BLOCK))
+        for buffer in pages(BLOCK, BUFFERS):
+            self._free.put(buffer)
         for _ in range(WORKERS):
             threading.Thread(target=self._work, daemon=True).start()
 
     def _work(self) -> None:
-        seen = pages(BLOCK)
+        (seen,) = pages(BLOCK)
         while True:
-            place, offset, data = self._waiting.get()
+            place, offset, buffer, length = self._waiting.get()
             try:
-                place.land(offset, data, seen[: len(data)])
+                place.land(offset, buffer[:length], seen[:length])
             finally:
-                self._free.put(memoryview(data.obj))
+                self._free.put(buffer)

@@ -28,9 +28,12 @@ def widen(descriptor: int) -> None:
         fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
-def pages(size: int) -> memoryview:
-    """Return memory of its own that begins with a page, as a pipe or a disk takes it without a copy."""
-    return memoryview(mmap.mmap(-1, size))
+def pages(size: int, count: int = 1) -> list[memoryview]:
+    """Return `count` buffers of so many bytes that begin with a page, as a pipe or a disk takes them without a copy."""
+    whole = mmap.mmap(-1, size * count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without huge pages
+        whole.madvise(mmap.MADV_HUGEPAGE)  # each page is looked up whenever a pipe or a disk refers to it
+    return [memoryview(whole)[start : start + size] for start in range(0, size * count, size)]
 
 
 def lent_pages(size: int) -> int:

@@ -179,7 +179,7 @@ class Receiver:
         if kind == PACKED:
             payload = self._unpacked(payload)
         if self._current.expect(offset, len(payload)):
-            self._landing.put(self._current, offset, payload)
+            self._landing.put(self._current, offset, self._inlet.buffer, len(payload))
             self._inlet.buffer = self._landing.take()
         else:
             self._current.write(offset, payload)

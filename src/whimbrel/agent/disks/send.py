@@ -99,8 +99,8 @@ class Reader:
     def __init__(self, parts: Mapping[Outgoing, Iterable[Range]]) -> None:
         self._parts = parts
         self._free: queue.Queue[memoryview] = queue.Queue()
-        for _ in range(BUFFERS):
-            self._free.put(pages(BLOCK))
+        for buffer in pages(BLOCK, BUFFERS):
+            self._free.put(buffer)
         self._ready: queue.Queue[Block | OSError | None] = queue.Queue()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._read, daemon=True)
