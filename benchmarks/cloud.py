@@ -12,6 +12,9 @@ import yaml
 
 POLL = 0.01
 """Seconds between two looks. Each costs the controller some milliseconds, so a crowd looks less often."""
+SELDOM = 0.5
+"""Seconds between two looks at a move that is measured: each costs the processors that it is short of."""
+
 DEADLINE = 900.0
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import by_hand
-from benchmarks.cloud import Cloud
+from benchmarks.cloud import SELDOM, Cloud
 from benchmarks.measure import family, keep
 from benchmarks.moves import host_of, ready, sent_bytes, steps
 from benchmarks.processors import Watch, idle_cost
@@ -31,8 +31,6 @@ from whimbrel.lab import Lab
 NAME = "copying"
 MIB, GIB = 1 << 20, 1 << 30
 AT_REST, RUNNING = "Whimbrel, at rest", "Whimbrel, of a running guest"
-SELDOM = 0.5
-"""Seconds between two looks at a copy that is measured: each costs the processors that it is short of."""
 
 
 @dataclass

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import copying, live, picture
-from benchmarks.cloud import Cloud
+from benchmarks.cloud import SELDOM, Cloud
 from benchmarks.copying import Found
 from benchmarks.measure import keep, kept
 from benchmarks.moves import host_of, ready, sent_bytes, steps
@@ -149,11 +149,13 @@ def _by_mode(lab: Lab, cloud: Cloud, size: int, rounds: int) -> dict[str, list[f
 def _moved(cloud: Cloud, server: str, mode: str) -> float:
     """Move the server; return the hosts' share of its downtime in seconds."""
     if mode == "live":
-        cloud.timed(server, {"os-migrateLive": {"host": None, "block_migration": "auto"}}, "ACTIVE")
+        cloud.action(server, {"os-migrateLive": {"host": None, "block_migration": "auto"}})
+        cloud.wait(server, "ACTIVE", poll=SELDOM)
         facts = _facts(cloud, server)
         return float(facts["resume_guest"]["running_at"] - facts["move_memory"]["stopped_at"])
     cloud.post(f"/servers/{server}/metadata", {"metadata": {"whimbrel:move": "cold" if mode == "cold" else "auto"}})
-    cloud.timed(server, {"migrate": None}, "VERIFY_RESIZE")
+    cloud.action(server, {"migrate": None})
+    cloud.wait(server, "VERIFY_RESIZE", poll=SELDOM)
     facts = _facts(cloud, server)
     return float(facts["start_guest"]["running_at"] - facts["stop_guest"]["stopped_at"])
 

@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import uuid4
 
-from benchmarks.cloud import Cloud
+from benchmarks.cloud import SELDOM, Cloud
 from benchmarks.moves import host_of, ready, steps
 from benchmarks.records import Records
 from whimbrel.lab import Lab
 from whimbrel.lab.configs import INSTANCES_DIR
 
 USER_DATA = "writer.interval_ms=10\n"
-SELDOM = 0.5
-"""Seconds between two looks at a move: each costs the processors that it is short of."""
 BOOT = 120.0
 LONGEST = 180
 """Seconds after which virsh is ended."""
