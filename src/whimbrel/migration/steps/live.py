@@ -60,15 +60,15 @@ def move(world: World, order: Order, control: Control) -> Facts:
     world.channels.take_slot(order, control)
     try:
         stopped_at = world.memory.begin(order, control)
-        due = clock.monotonic() + ROUND_EVERY
+        due = clock.monotonic()
         while stopped_at is None:
             if control.steering().hurry:
                 stopped_at = world.memory.hold(order)
-            elif world.memory.is_held(order, control):
-                stopped_at = clock.now()
             elif clock.monotonic() >= due:
                 world.disks.copy_on(order, control)
                 due = clock.monotonic() + ROUND_EVERY
+            elif world.memory.is_held(order, control):
+                stopped_at = clock.now()
             else:
                 control.wait(LOOK_AGAIN)
         facts = world.disks.push_held(order, control)
