@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from whimbrel.agent.disks import incoming
+from whimbrel.agent.disks.extents import write_block
 from whimbrel.agent.disks.frames import BLOCK, GRANULE
 from whimbrel.agent.disks.incoming import Incoming
 from whimbrel.agent.disks.landing import BUFFERS, Landing
@@ -19,13 +20,21 @@ MIB = 1 << 20
 SIZE = 20 * MIB + GRANULE + 700
 
 
-@pytest.fixture(params=["past the page cache", "through it"])
+@pytest.fixture(params=["past the page cache", "through it", "past it, which is refused"])
 def file(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Incoming]:
     if request.param == "through it":
         monkeypatch.setattr(incoming, "_open_direct", lambda directory, name: None)
     directory = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     made = Incoming(directory, "disk-0", SIZE)
     made.resize(SIZE)
+    if request.param == "past it, which is refused":
+
+        def write(descriptor: int, offset: int, data: memoryview) -> None:
+            if descriptor == made._direct:  # as if the disk's sectors were larger
+                raise OSError(errno.EINVAL, "Invalid argument")
+            write_block(descriptor, offset, data)
+
+        monkeypatch.setattr(incoming, "write_block", write)
     yield made
     made.close()
     os.close(directory)

@@ -83,6 +83,7 @@ class Incoming:
         self.name = name
         self._descriptor = os.open(name, flags, 0o600, dir_fd=directory)
         self._direct = _open_direct(directory, name)
+        self._bypasses = self._direct is not None
         self._table = Table(os.fstat(self._descriptor).st_size)
         self._unread = {number for part in survey(self._descriptor) for number in granules(*part)}
         self._landing = 0
@@ -184,10 +185,15 @@ class Incoming:
             self._unread.update(granules(offset, length))
 
     def _store(self, offset: int, data: memoryview, seen: memoryview) -> None:
-        if self._direct is not None and len(data) % SECTOR == 0:
-            write_block(self._direct, offset, data)
-            read_block(self._direct, offset, seen)
-            return
+        if self._direct is not None and self._bypasses and len(data) % SECTOR == 0:
+            try:
+                write_block(self._direct, offset, data)
+                read_block(self._direct, offset, seen)
+                return
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                self._bypasses = False  # it wants larger sectors than any that is known
         write_block(self._descriptor, offset, data)
         bring_to_disk(self._descriptor, offset, len(data))
         os.posix_fadvise(self._descriptor, offset, len(data), os.POSIX_FADV_DONTNEED)
