@@ -77,7 +77,9 @@ def measure(lab: Lab, cloud: Cloud, gib: int, rounds: int) -> dict[str, Found]:
     for _ in range(rounds):
         for name, way in ways.items():
             one = found.setdefault(name, Found())
-            by_hand.settle(lab)
+            home = lab.host(host_of(cloud, server)).dir / "instances"
+            ours = home / server / "disk-0"
+            by_hand.settle(lab, ours if name == AT_REST else lab.host("h1").dir / "instances/bench-data")
             with Watch(lab, host_of(cloud, server)) as watch:
                 seconds = way()
             one.note(gib, seconds, watch.cost(baseline), shares=name == AT_REST)
