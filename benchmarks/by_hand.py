@@ -80,15 +80,20 @@ def references(place: Path) -> list[Reference]:
     ]
 
 
-def settle(lab: Lab, source: Path) -> None:
+def source(lab: Lab) -> Path:
+    """Return the file that the commands copy."""
+    return Path(lab.host("h1").dir, "instances/bench-data")
+
+
+def settle(lab: Lab, file: Path) -> None:
     """Leave nothing to be written of the copy before, and let the next one find its file in the kernel's memory.
 
     So nobody pays for what another left to the kernel, and each has the same to read.
     """
     (lab.host("h2").dir / "instances/bench-copy").unlink(missing_ok=True)
     os.sync()
-    with source.open("rb") as file:
-        while file.read(MIB):
+    with file.open("rb") as content:
+        while content.read(MIB):
             pass
 
 

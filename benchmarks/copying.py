@@ -77,9 +77,7 @@ def measure(lab: Lab, cloud: Cloud, gib: int, rounds: int) -> dict[str, Found]:
     for _ in range(rounds):
         for name, way in ways.items():
             one = found.setdefault(name, Found())
-            home = lab.host(host_of(cloud, server)).dir / "instances"
-            ours = home / server / "disk-0"
-            by_hand.settle(lab, ours if name == AT_REST else lab.host("h1").dir / "instances/bench-data")
+            by_hand.settle(lab, _disk(lab, cloud, server) if name == AT_REST else by_hand.source(lab))
             with Watch(lab, host_of(cloud, server)) as watch:
                 seconds = way()
             one.note(gib, seconds, watch.cost(baseline), shares=name == AT_REST)
@@ -96,6 +94,10 @@ def measure(lab: Lab, cloud: Cloud, gib: int, rounds: int) -> dict[str, Found]:
     return found
 
 
+def _disk(lab: Lab, cloud: Cloud, server: str) -> Path:
+    return Path(lab.host(host_of(cloud, server)).dir, "instances", server, "disk-0")
+
+
 def _running(lab: Lab, cloud: Cloud, server: str, rounds: int) -> Found:
     """Move the server while it runs; what is noted is the first round, which copies all that the disk holds.
 
@@ -105,7 +107,7 @@ def _running(lab: Lab, cloud: Cloud, server: str, rounds: int) -> Found:
     cloud.timed(server, {"os-start": None}, "ACTIVE")
     ready(lab, cloud, server, 1)
     for number in range(rounds):
-        by_hand.settle(lab)
+        by_hand.settle(lab, _disk(lab, cloud, server))
         baseline = idle_cost()
         with Watch(lab, host_of(cloud, server)) as watch:
             cloud.action(server, {"migrate": None})
