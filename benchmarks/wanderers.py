@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 import xml.etree.ElementTree as ET
+from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
@@ -39,7 +40,7 @@ class Moved:
     complaint: str = ""
 
 
-class Guest:
+class Guest(ABC):
     """A guest that can be moved, and what is seen of it."""
 
     def __init__(self, name: str, records: Records) -> None:
@@ -48,21 +49,21 @@ class Guest:
         self.since = 0.0
         """What comes from here on belongs to the next move; monotonic."""
 
+    @abstractmethod
     def move(self) -> Moved:
         """Move it to the other host."""
-        raise NotImplementedError
 
+    @abstractmethod
     def switch_on(self) -> None:
         """Switch it off, as a power cut does, and on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def halt(self) -> None:
         """Let it do nothing until `go_on`, so that it takes no processor from another one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def go_on(self) -> None:
         """Let it write again, and wait until it does."""
-        raise NotImplementedError
 
     def revive(self) -> None:
         """Let it write again after a move that it did not survive."""

@@ -1,7 +1,7 @@
 """The pipes to ssh and from sshd: wide, never blocking, and emptied and filled by large pieces.
 
-Their other ends take and give a few KiB at a time. Who wakes for each of these spends more on waking than on the bytes
-(0.4 s of processor time for each GiB at either end), so it waits a moment longer and then moves all that there is.
+Their other ends take and give a few KiB at a time. Who wakes for each of these wakes some ten thousand times
+for each GiB, so it waits a moment longer and then moves all that there is.
 """
 
 from __future__ import annotations
