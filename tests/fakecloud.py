@@ -91,7 +91,11 @@ class FakeCloud:
     def __enter__(self) -> FakeCloud:
         try:
             self._start()
-        except BaseException:
+        except BaseException as error:
+            for name, process in self._processes.items():
+                if process.poll() is not None:  # the directory with its log is about to go
+                    last = (self.dir / f"{name}.log").read_text(errors="replace")[-2000:]
+                    error.add_note(f"{name} ended with {process.returncode}:\n{last}")
             self.__exit__(None, None, None)
             raise
         return self
