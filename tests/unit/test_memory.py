@@ -20,7 +20,7 @@ from whimbrel.agent.guests.libvirt import LibvirtGuests
 from whimbrel.agent.guests.memory import LibvirtMemory, _Expected
 from whimbrel.agent.guests.outflow import Outflow
 from whimbrel.domain.errors import StepError, TimedOut
-from whimbrel.domain.server import Disk, DiskRole
+from whimbrel.domain.server import Disk, DiskRole, PowerState
 from whimbrel.migration.messages import Order
 from whimbrel.ops.settings import Agent
 
@@ -115,3 +115,42 @@ def test_memory_that_does_not_move_is_given_up_whatever_else_moves(
         outgoing.check(moving=True)
     outgoing._moved = None  # it waits for its turn
     outgoing.check(moving=True)
+
+
+@pytest.mark.parametrize(
+    ("virt_type", "expected"),
+    [("qemu", ["limit 0", "hold", "migrate", "look", "look", "resume"]), ("kvm", ["limit 100", "migrate"])],
+)
+def test_the_log_of_an_emulated_guests_pages_is_begun_while_it_is_held_and_not_read_before_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, virt_type: str, expected: list[str]
+) -> None:
+    said: list[str] = []
+
+    class Running(Nobody):
+        def state(self, server: str) -> PowerState | None:
+            return PowerState.RUNNING
+
+        def resume(self, server: str) -> None:
+            said.append("resume")
+
+    class NoWay(SshChannels):
+        def open_for_memory(self, order: Order, control: Any) -> Any:
+            return None
+
+    def answer(server: str, command: str, **arguments: Any) -> Any:
+        if command == "migrate-set-parameters":
+            said.append(f"limit {arguments['downtime-limit']}")
+        elif command == "migrate":
+            said.append("migrate")
+        elif command == "query-migrate" and "migrate" in said:
+            said.append("look")
+            return {"status": "setup" if said.count("look") < 2 else "active"}
+        return None
+
+    here = Agent("h1", "10.0.0.1", str(tmp_path), str(tmp_path / "state"), run_dir=str(tmp_path), virt_type=virt_type)
+    made = LibvirtMemory(here, Running(here), NoWay(here, None))  # type: ignore[arg-type]
+    monkeypatch.setattr(made, "_monitor", answer)
+    monkeypatch.setattr(made._hypervisor, "call", lambda what, work: said.append(what.split()[0]))
+    monkeypatch.setattr(Outflow, "begin", lambda self, pace, control: None)
+    assert made.begin(order("move_memory", 9), StepControl(10)) is None, "it runs"
+    assert said == expected
