@@ -14,12 +14,14 @@ from typing import Any
 import aio_pika
 import pytest
 import structlog
+from aiormq.base import FutureStore
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tests.unit.orders import order
 from whimbrel.bus import queues
 from whimbrel.bus.amqp import AmqpBus
 from whimbrel.bus.codec import DecodeError, registry
+from whimbrel.bus.link import bounded
 from whimbrel.bus.local import LocalBroker, LocalBus
 from whimbrel.bus.port import Bus, Timing
 from whimbrel.bus.signing import Signer, Verifier
@@ -635,6 +637,20 @@ async def test_a_consumer_that_the_broker_does_not_see_asks_for_a_restart(rabbit
     await bus._link.stop_consuming()
     with pytest.raises(BusError, match=f"no consumer of {rabbit.queue}"):
         await bus.probe()
+
+
+async def test_a_connection_that_ends_without_a_cause_is_an_error_of_the_bus() -> None:
+    """As when both of its ends find it broken at once; then the client library raises an Exception without a type."""
+    waiting = FutureStore(asyncio.get_running_loop())
+    answer, late = waiting.create_future(), waiting.create_task(asyncio.sleep(60))
+    await waiting.reject_all(None)
+    for each in (answer, late, waiting.create_future()):
+        with pytest.raises(BusError, match=r"A question failed: the connection was lost\."):
+            async with bounded("A question", 10):
+                await each
+    with pytest.raises(ValueError, match="ours"):
+        async with bounded("A question", 10):
+            raise ValueError("ours")
 
 
 async def test_a_broker_that_is_not_there_is_named_at_the_start() -> None:

@@ -127,10 +127,10 @@ def test_a_live_move_that_fails_when_all_of_the_memory_has_crossed_leaves_the_tp
     agent = target.find("agent")
     assert agent is not None
     os.kill(agent, signal.SIGSTOP)
+    cloud.lab.limit("h2", None)
     server.at_step("move_memory", "done")
     target.kill_guests(server.id)
     os.kill(agent, signal.SIGCONT)
-    cloud.lab.limit("h2", None)
     server.wait("ACTIVE")
     assert server.migration()["outcome"] == "error" and server.steps()["hand_over"]["mark"] == "undone", server.told()
     goes_on(server, "h1")

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from tests.store.rows import SERVER, WHO, add_server, at_once, enrol, heartbeat, slowly
+from tests.unit.orders import order
 from whimbrel.conductor import hosts as host_books
 from whimbrel.conductor import timers
 from whimbrel.conductor.drive import Driver
@@ -17,7 +18,6 @@ from whimbrel.domain.errors import Conflict, StepError
 from whimbrel.domain.migration import Kind, Mark, Verb, Verdict
 from whimbrel.domain.server import PowerAction
 from whimbrel.migration import protocols
-from whimbrel.migration.messages import Order, Work
 from whimbrel.ops import clock, settings
 from whimbrel.store import claims, debts, hosts_view, journal, migrations, networks, servers_core
 from whimbrel.store.engine import Store
@@ -124,24 +124,15 @@ def test_a_host_is_not_removed_under_a_claim(store: Store) -> None:
     assert store.read_now(hosts_view.find, "h1") is not None, "there is a claim on it"
 
 
-def _owe(tx: Connection) -> None:
-    order = Order(
-        host="h1", server=SERVER, migration=1, segment=0, attempt="1-1", protocol="confirm", version=1,
-        step="retire_source", verb=Verb.DO, epoch=1, number=1, limit=1.0,
-        work=Work(guest=None, old=None, image=None, source=None, target=None, was_running=True, grace=1),  # type: ignore[arg-type]
-    )  # fmt: skip
-    debts.owe(tx, order, "retire_source", Verb.DO)
-
-
-def test_two_conductors_collect_a_debt_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_conductors_collect_what_a_host_owes_for_a_server_one_by_one(store: Store) -> None:
     enrol(store, "h1")
     add_server(store)
-    store.write_now(_owe)
-    monkeypatch.setattr(debts.msgspec, "convert", lambda body, kind: Order(**{**body, "verb": Verb.DO}))
+    for step in ("define_guest", "prepare"):
+        store.write_now(debts.owe, order(step, 0, server=SERVER), step, Verb.UNDO)
     got = at_once(*[lambda: store.write_now(slowly(debts.due), clock.now(), 0.0)] * TOGETHER)
     assert sorted(len(each) for each in got) == [0] * (TOGETHER - 1) + [1], got
-    number = store.read_now(lambda tx: tx.execute(select(debts_table.c.number)).scalar_one())
-    assert [order.number for orders in got for order in orders] == [number]
+    numbers = store.read_now(lambda tx: list(tx.execute(select(debts_table.c.number)).scalars()))
+    assert sorted(numbers)[-1:] == [each.number for orders in got for each in orders]
 
 
 def test_a_host_that_reports_in_the_moment_it_is_called_silent_is_not_lost(store: Store) -> None:

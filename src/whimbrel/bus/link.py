@@ -1,8 +1,8 @@
 """One connection to RabbitMQ and all that is on it; this file owns the client library's traps.
 
 - A publish to a missing queue raises only if the channel was opened with `on_return_raises`.
-- A lost connection ends waiting calls with CancelledError, as if this process had cancelled them; `bounded`
-  tells the two apart.
+- A lost connection ends waiting calls with CancelledError, as if this process had cancelled them, or, where the
+  library knows no cause, with an Exception of no type of its own; `bounded` tells these from all others.
 - Heartbeat and connection name go into the URL; as arguments they are not taken everywhere.
 - The library's own reconnection is not used: it repairs part by part. Here whatever breaks one part (the
   connection, a channel, a queue that is deleted under its consumer) ends the whole link, and the bus makes
@@ -136,7 +136,9 @@ class Link:
             raise
         except AMQPChannelError:
             raise  # the queue exists with other arguments; the link is sound
-        except CONNECTION_EXCEPTIONS as error:
+        except Exception as error:
+            if not _is_loss(error):
+                raise
             # Publishing on a dead connection fails without an await. Unless the link ends here, a sender that
             # tries again at once would never let the event loop learn of it.
             self.fail(f"a publish failed: {error!r}")
@@ -294,8 +296,16 @@ async def bounded(what: str, seconds: float) -> AsyncIterator[None]:
         if task is not None and task.cancelling():
             raise
         raise BusError(f"{what} failed: the connection was lost.") from error
-    except CONNECTION_EXCEPTIONS as error:
-        raise BusError(f"{what} failed: {str(error) or repr(error)}") from error
+    except Exception as error:
+        if not _is_loss(error):
+            raise
+        reason = "the connection was lost." if type(error) is Exception else str(error) or repr(error)
+        raise BusError(f"{what} failed: {reason}") from error
+
+
+def _is_loss(error: Exception) -> bool:
+    """Say whether the client failed, and not our own code: it alone raises an Exception of no type of its own."""
+    return isinstance(error, CONNECTION_EXCEPTIONS) or type(error) is Exception
 
 
 def complete(url: str, name: str, heartbeat: int, ca_file: str | None) -> Address:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, bindparam, or_, select, update
+from sqlalchemy import ColumnElement, Connection, FromClause, Row, bindparam, or_, select, update
 
 from whimbrel.domain.migration import Verb
 from whimbrel.migration.messages import Order
@@ -17,9 +18,8 @@ from whimbrel.store.tables import debts, hosts, migrations, servers
 RESEND_AFTER = 60.0
 BATCH = 50
 
-
 _DOUBTED = select(servers.c.id).where(servers.c.id == debts.c.server_id, servers.c.doubted_at.is_not(None)).exists()
-_BUSY = _DOUBTED | (
+_MOVING = (
     select(migrations.c.id)
     .where(
         migrations.c.open,
@@ -29,22 +29,34 @@ _BUSY = _DOUBTED | (
     )
     .exists()
 )
+_other = debts.alias("other")
+
+
+def _sent_lately(table: FromClause) -> ColumnElement[bool]:
+    """Whether a debt's order was sent so lately that its answer may still come.
+
+    From further ahead than another conductor's clock may be, the clock was set back since.
+    """
+    return (table.c.sent_at >= bindparam("long_ago")) & (table.c.sent_at <= bindparam("far_ahead"))
+
+
+_ANSWER_AWAITED = (
+    select(_other.c.id)
+    .where(
+        _other.c.host == debts.c.host,
+        _other.c.server_id == debts.c.server_id,
+        _other.c.paid_at.is_(None),
+        _sent_lately(_other),
+    )
+    .exists()
+)
+_WAITS = _DOUBTED | _MOVING | _ANSWER_AWAITED
 
 _DUE = (
     select(debts)
     .join(hosts, hosts.c.name == debts.c.host)
-    .where(
-        debts.c.paid_at.is_(None),
-        # From further ahead than another conductor's clock may be: the clock was set back since.
-        or_(
-            debts.c.sent_at.is_(None),
-            debts.c.sent_at < bindparam("long_ago"),
-            debts.c.sent_at > bindparam("far_ahead"),
-        ),
-        hosts.c.heard_at > bindparam("heard_since"),
-        ~_BUSY,
-    )
-    .order_by(debts.c.id)
+    .where(debts.c.paid_at.is_(None), hosts.c.heard_at > bindparam("heard_since"), ~_WAITS)
+    .order_by(debts.c.sent_at.is_not(None), debts.c.sent_at, debts.c.id)
     .limit(BATCH)
     .with_for_update(of=debts, skip_locked=True)
 )
@@ -75,18 +87,21 @@ def due(tx: Connection, now: float, heard_since: float) -> list[Order]:
     """Return orders for unpaid debts of hosts that answer again, freshly numbered.
 
     A debt waits while its server has an open migration at that host, because a new order there would end the
-    step that runs.
+    step that runs. For the same reason a host gets what it owes for one server one by one, in the order in which
+    it came to owe it; only what failed gives way to the others.
     """
-    bounds = {"long_ago": now - RESEND_AFTER, "far_ahead": now + RESEND_AFTER, "heard_since": heard_since}
-    rows = tx.execute(_DUE, bounds).all()
-    return [order for row in rows if (order := _send(tx, row, now)) is not None]
+    bounds = {"long_ago": now - RESEND_AFTER, "far_ahead": now + RESEND_AFTER}
+    first: dict[tuple[str, str], Row[Any]] = {}
+    for row in tx.execute(_DUE, {**bounds, "heard_since": heard_since}):
+        first.setdefault((row.host, row.server_id), row)
+    return [order for row in first.values() if (order := _send(tx, row, now, bounds)) is not None]
 
 
-def _send(tx: Connection, row: Row[Any], now: float) -> Order | None:
-    """Number the debt's order; None when a migration has begun there in this moment."""
+def _send(tx: Connection, row: Row[Any], now: float, bounds: Mapping[str, float]) -> Order | None:
+    """Number the debt's order; None when it has to wait after all."""
     server = servers_core.next_number(tx, row.server_id, row.host, raise_epoch=False)
-    # The server's row is locked now; whoever began before it was is seen only by asking once more.
-    if tx.execute(select(debts.c.id).where(debts.c.id == row.id, _BUSY)).first() is not None:
+    # The server's row is locked now; what was begun or sent before it was is seen only by asking once more.
+    if tx.execute(select(debts.c.id).where(debts.c.id == row.id, _WAITS), bounds).first() is not None:
         return None
     epoch, number = server.epoch, server.order_number
     order: Order = msgspec.convert(row.order, Order)
