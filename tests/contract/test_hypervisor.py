@@ -456,7 +456,7 @@ def test_a_plan_of_a_server_that_runs_changes_nothing(hosts: Hosts, live: bool) 
     story = Story(hosts)
     story.start()
     disks = hosts.world("h1").disks
-    question = Foresee(story.server, live, None, was_running=True, disks=story.guest().disks)
+    question = Foresee(story.server, "live" if live else "cold", None, was_running=True, disks=story.guest().disks)
     foresight = disks.foresee(question)
     assert (foresight.way, foresight.reason, foresight.allocated > 0) == (Way.LIVE if live else Way.WARM, "", True)
     off = disks.foresee(replace(question, was_running=False))

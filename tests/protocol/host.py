@@ -20,6 +20,7 @@ from whimbrel.domain.errors import StepError
 from whimbrel.domain.server import PowerState
 from whimbrel.migration.messages import Facts, Order
 from whimbrel.migration.ports import Control, World
+from whimbrel.ops import clock
 
 SERVER = "11111111-2222-4333-8444-555555555555"
 ALIVE = (PowerState.RUNNING, PowerState.PAUSED)
@@ -431,6 +432,9 @@ class Crossing:
         self._host.touch("begin_memory")
         if self._host.process is not PowerState.RUNNING:
             raise StepError("it does not run any more")
+        if order.protocol == "suspended":
+            self._host.process = PowerState.PAUSED
+            return clock.now()
         return None
 
     def is_held(self, order: Order, control: Control) -> bool:

@@ -108,6 +108,11 @@ def live(cluster: Cluster) -> None:
     cluster.start(Kind.LIVE, protocols.LIVE)
 
 
+def suspended(cluster: Cluster) -> None:
+    """A server that is held while its memory moves, and then waits for its verdict."""
+    cluster.start(Kind.MIGRATION, protocols.SUSPENDED)
+
+
 def confirm(cluster: Cluster) -> None:
     """The user says yes."""
     cluster.verdict(Verdict.CONFIRM)
@@ -164,6 +169,9 @@ SCENARIOS = (
     reverted("revert on one host", resized, hosts=ONE, variant=True),
     reverted("revert of a server that is off", moved_while_off, runs=False, variant=True),
     Scenario("build", P.BUILD, build, ("completed", "target"), (("error", "nowhere"),), built=False),
+    Scenario("suspended", P.SUSPENDED, suspended, WINDOW, (STAYED,), fragile=True),
+    Scenario("confirm of one that was suspended", P.CONFIRM, confirm, CONFIRMED, reach=suspended, variant=True),
+    reverted("revert of one that was suspended", suspended, variant=True),
     Scenario("live", P.LIVE, live, ("completed", "target"), (STAYED,), fragile=True),
     Scenario("evacuate on a proof", P.EVACUATE, Cluster.evacuate, ("completed", "target"), (STAYED,), reach=dark),
     Scenario(
@@ -182,5 +190,23 @@ SCENARIOS = (
 STORIES = (
     Scenario("cold, then confirm", P.COLD, then(moved, confirm), ("confirmed", "target"), (STAYED,)),
     Scenario("cold, then revert", P.COLD, then(moved, revert), ("reverted", "h1"), (STAYED, WINDOW)),
+    Scenario(
+        "suspended, then confirm",
+        P.SUSPENDED,
+        then(suspended, confirm),
+        ("confirmed", "target"),
+        (STAYED,),
+        variant=True,
+        fragile=True,
+    ),
+    Scenario(
+        "suspended, then revert",
+        P.SUSPENDED,
+        then(suspended, revert),
+        ("reverted", "h1"),
+        (STAYED, WINDOW),
+        variant=True,
+        fragile=True,
+    ),
 )
 """Whole stories, for pairs of faults of which one strikes in the move and the other one in what closes it."""

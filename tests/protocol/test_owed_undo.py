@@ -1,9 +1,13 @@
-"""An undo that became a debt is paid after the others were done, and still finds what it has to undo."""
+"""What became a debt is paid after others were done, and still finds what it has to do."""
 
 from __future__ import annotations
 
+import pytest
+
 from tests.protocol.cluster import Cluster
-from whimbrel.domain.migration import Mark
+from tests.protocol.faults import fail, lift
+from whimbrel.domain.migration import Kind, Mark, Verdict
+from whimbrel.migration import protocols
 from whimbrel.migration.messages import Order
 
 
@@ -26,3 +30,21 @@ def test_a_definition_whose_undo_is_owed_is_forgotten_though_its_files_went_firs
     cluster.run()
     cluster.settled("h1")
     assert not target.defined, cluster.story()
+
+
+@pytest.mark.parametrize("verdict", [Verdict.CONFIRM, Verdict.REVERT])
+def test_a_verdict_comes_before_the_source_has_put_aside_what_was_suspended(verdict: Verdict) -> None:
+    cluster = Cluster(("h1", "h2"))
+    fail(cluster, "h1.rename")
+    cluster.start(Kind.MIGRATION, protocols.SUSPENDED)
+    cluster.drain()
+    while not cluster.migration().window_open:
+        cluster.tick()
+        cluster.drain()
+    source = cluster.hosts["h1"]
+    assert cluster.marks()["put_aside"] == Mark.OWED and source.live and not source.sealed
+    lift(cluster)
+    cluster.verdict(verdict)
+    cluster.run()
+    cluster.settled("h2" if verdict is Verdict.CONFIRM else "h1")
+    assert not source.sealed and bool(source.live) is (verdict is Verdict.REVERT), cluster.story()

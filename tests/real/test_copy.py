@@ -847,7 +847,7 @@ def test_what_is_foreseen_is_what_is_done(pair: Pair, manner: Manner | None, way
     pair.make_server(1)
     source = HostDisks(pair.settings, pair.source.channels)
     order = pair.order("precopy", manner=manner)
-    question = Foresee(UUID, live=False, manner=manner, was_running=True, disks=GUEST.disks)
+    question = Foresee(UUID, "cold", manner=manner, was_running=True, disks=GUEST.disks)
     foreseen = source.foresee(question)
     assert (foreseen.way, foreseen.allocated > 0) == (way, True)
     if way is Way.NONE:

@@ -153,7 +153,7 @@ async def test_a_server_is_built_moved_and_confirmed_without_losing_a_write(cond
         await conductor.do("h2", "prepare")
         await conductor.do("h1", "open_channel")
         for host, way in (("h1", Way.WARM), ("h2", Way.NONE)):
-            question = Foresee(SERVER, False, None, was_running=True, disks=(Disk(0, DiskRole.ROOT, "qcow2", 64),))
+            question = Foresee(SERVER, "cold", None, was_running=True, disks=(Disk(0, DiskRole.ROOT, "qcow2", 64),))
             foresight = await conductor.bus.call(f"agent.{host}", question, timeout=5)
             assert isinstance(foresight, Foresight) and foresight.way is way
         stopped = await conductor.do("h1", "stop_guest")

@@ -230,6 +230,7 @@ async def test_managers_see_their_own_projects_moves_without_hosts(cloud: Cloud)
     ("body", "way", "manner"),
     [
         ({"migrate": {"whimbrel:move": "warm"}}, Way.WARM, "warm"),
+        ({"migrate": {"whimbrel:move": "suspended"}}, Way.SUSPENDED, "suspended"),
         ({"migrate": None}, Way.COLD, "cold"),  # from the server's metadata
         ({"resize": {"flavorRef": "2"}}, Way.COLD, "cold"),
         (
@@ -250,7 +251,9 @@ async def test_a_plan_says_what_would_happen_and_begins_nothing(
 
     async def agent(message: object) -> object:
         asked.append(message)
-        return Foresight(way, "" if way is Way.WARM else "Because h1 says so.", 5 << 20)
+        assert isinstance(message, Foresee)
+        good = way in (Way.WARM, Way.SUSPENDED)
+        return Foresight(message.way if good else way, "" if good else "Because h1 says so.", 5 << 20)
 
     async def scheduler(message: object) -> object:
         asked.append(message)
@@ -268,10 +271,12 @@ async def test_a_plan_says_what_would_happen_and_begins_nothing(
     assert [target["host"] for target in plan["targets"]] == ["h2"] and plan["refusals"][0]["filter"] == "NotSource"
     assert "precopy" in [step["step"] for step in plan["steps"]]
     (question,) = [message for message in asked if isinstance(message, Foresee)]
-    assert question.was_running and question.live == ("os-migrateLive" in body)
+    live = "os-migrateLive" in body
+    assert question.was_running and question.moves_memory == (live or manner == "suspended")
+    assert question.protocol == plan["protocol"]
     assert question.manner is Manner(manner)
     (choice,) = [message for message in asked if isinstance(message, SelectTargets)]
-    assert (choice.source, choice.forced_host) == ("h1", "h2" if question.live else None)
+    assert (choice.source, choice.forced_host) == ("h1", "h2" if live else None)
     assert await listed(cloud) == before and await state(cloud, server_id) == ("ACTIVE", None)
     await bus.close()
 
@@ -283,6 +288,7 @@ async def test_a_plan_is_refused_where_the_request_would_be(cloud: Cloud) -> Non
     for body, status, words in (
         ({"migrate": {"host": "h1"}}, 400, "host where the server exists"),
         ({"migrate": {"whimbrel:move": "wram"}}, 400, "wram"),
+        ({"resize": {"flavorRef": "2", "whimbrel:move": "suspended"}}, 400, "suspended"),
         ({"confirmResize": None}, 400, "no such action"),
     ):
         answer = await cloud.http.post(url, json=body, headers=at(cloud, "admin"))
@@ -294,6 +300,21 @@ async def test_a_plan_is_refused_where_the_request_would_be(cloud: Cloud) -> Non
     answer = await act(cloud, server_id, {"migrate": None})
     assert answer.status_code == 400 and "one of auto, cold, warm" in message(answer)
     assert (await act(cloud, server_id, {"migrate": {"whimbrel:move": "cold"}}, version="2.56")).status_code == 202
+
+
+@pytest.mark.parametrize(("action", "table"), [("migrate", "suspended"), ("resize", "resize"), ("os-stop", "cold")])
+async def test_only_a_guest_that_runs_on_as_it_is_moves_suspended(cloud: Cloud, action: str, table: str) -> None:
+    furnish(cloud)
+    server_id = await active(cloud)
+    wish = {"metadata": {"whimbrel:move": "suspended"}}
+    await cloud.http.post(servers_url(f"/{server_id}/metadata"), json=wish, headers=at(cloud, "alice"))
+    body: dict[str, Any] = {"resize": {"flavorRef": "2"}} if action == "resize" else {"migrate": None}
+    if action == "os-stop":
+        await act(cloud, server_id, {"os-stop": None})
+        close(cloud, server_id, "completed", power_state="stopped")
+    assert (await act(cloud, server_id, body)).status_code == 202
+    answer = await cloud.http.get(f"/whimbrel/v1/migrations?server={server_id}", headers=at(cloud, "admin"))
+    assert answer.json()["migrations"][0]["segments"][0]["protocol"] == table
 
 
 async def test_power_and_console(cloud: Cloud) -> None:

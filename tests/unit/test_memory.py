@@ -64,19 +64,27 @@ def test_no_process_is_made_for_a_disk_that_names_another_file(
 
 
 @pytest.mark.parametrize(
-    ("live_memory", "virt_type", "held"),
-    [("held", "qemu", True), ("held", "kvm", True), ("running", "qemu", False), ("running", "kvm", False)],
-)
+    ("live_memory", "virt_type", "protocol", "held"),
+    [
+        ("held", "qemu", "live", True), ("held", "kvm", "live", True), ("running", "qemu", "live", False),
+        ("running", "kvm", "live", False), ("running", "qemu", "suspended", True),
+    ],
+)  # fmt: skip
 def test_memory_is_taken_before_only_for_a_guest_that_is_held_and_where_there_is_room_for_it(
-    live_memory: Any, virt_type: str, held: bool
+    live_memory: Any, virt_type: str, protocol: str, held: bool
 ) -> None:
     here = Agent("h2", "10.0.0.2", live_memory=live_memory, virt_type=virt_type)
-    assert holds_first(here) is held
+    fitting, larger, small = (
+        replace(made, work=replace(made.work, old=replace(made.work.old, ram_mb=ram)))
+        for made in [order("expect_guest", 9, protocol=protocol)]
+        for ram in (AT_ONCE_MB, AT_ONCE_MB + 1, 128)
+    )
+    assert holds_first(here, fitting) is held
     assert crosses_once(here) is (virt_type == "qemu"), "an emulated guest's log of pages is not read while it runs"
-    assert takes_at_once(here, AT_ONCE_MB) is held
-    assert not takes_at_once(here, AT_ONCE_MB + 1), "the step would outlast its limit"
+    assert takes_at_once(here, fitting) is held
+    assert not takes_at_once(here, larger), "the step would outlast its limit"
     here.ram_ratio = 1.5
-    assert not takes_at_once(here, 128), "what is claimed may be more than there is"
+    assert not takes_at_once(here, small), "what is claimed may be more than there is"
 
 
 @pytest.mark.parametrize("file", ["/etc/shadow", "disk-0"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import click
@@ -19,25 +18,21 @@ from whimbrel.domain.errors import Conflict
 from whimbrel.domain.migration import Outcome
 from whimbrel.domain.server import MOVE, Manner
 
-
-def _how(function: Callable[..., Exit]) -> Callable[..., Exit]:
-    """Add --move and --plan to a command."""
-    function = click.option("--plan", "planned", is_flag=True, help="Only say what would happen, and begin nothing.")(
-        function
-    )
-    return click.option(
-        "--move",
-        type=click.Choice([manner.value for manner in Manner]),
-        help="Copy the disks while the guest runs (warm), after it has stopped (cold), or as it can be done (auto). "
-        f"Without it the server's metadata ({MOVE}) or its host's settings decide.",
-    )(function)
+_MANNERS = "Copy the disks while the guest runs (warm), after it has stopped (cold), or as it can be done (auto)"
+_ELSE = f"Without it the server's metadata ({MOVE}) or its host's settings decide."
+_planned = click.option("--plan", "planned", is_flag=True, help="Only say what would happen, and begin nothing.")
 
 
 @talks_to_cloud()
 @click.argument("server")
 @click.option("--host", help="The target. Without it the scheduler chooses, and has alternates.")
 @click.option("--live", is_flag=True, help="Move the guest while it runs; it is not asked to shut down.")
-@_how
+@click.option(
+    "--move",
+    type=click.Choice([manner.value for manner in Manner]),
+    help=f"{_MANNERS}; or hold the guest while its memory follows them, so that it does not boot (suspended). {_ELSE}",
+)
+@_planned
 @may_stay
 def migrate(
     cloud: Cloud,
@@ -69,7 +64,12 @@ def migrate(
 @talks_to_cloud()
 @click.argument("server")
 @click.argument("flavor")
-@_how
+@click.option(
+    "--move",
+    type=click.Choice([manner.value for manner in Manner if manner is not Manner.SUSPENDED]),
+    help=f"{_MANNERS}. {_ELSE}",
+)
+@_planned
 @may_stay
 def resize(
     cloud: Cloud, server: str, flavor: str, move: str | None, staying: Staying, *, planned: bool, as_json: bool

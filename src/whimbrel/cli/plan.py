@@ -15,6 +15,7 @@ from whimbrel.domain.errors import Unavailable
 
 WAYS = {
     "live": "live: the guest runs on, and its memory crosses after its disks",
+    "suspended": "suspended: it is held while its memory crosses after its disks, and goes on at the target",
     "warm": "warm: its disks are copied while it runs; it is off for the last of them",
     "cold": "cold: its disks are copied while it is off",
     "none": "it cannot be moved so",

@@ -24,9 +24,9 @@ def finish(tx: Connection, migration: Row[Any], table: Protocol, *, done: bool, 
     if migration.verdict == Verdict.DELETE and table.name != "delete":
         return next_segment(tx, migration)
     match table.name, done:
-        case (("cold" | "resize"), True):
+        case (("cold" | "resize" | "suspended"), True):
             return _open_window(tx, migration, conf.confirm_window)
-        case (("cold" | "resize" | "live" | "build" | "evacuate"), False):
+        case (("cold" | "resize" | "suspended" | "live" | "build" | "evacuate"), False):
             return _next_attempt(tx, migration)
         case "live", True:
             return _close(tx, migration, Outcome.COMPLETED)

@@ -69,7 +69,7 @@ MOVE = "whimbrel:move"
 
 
 class Manner(enum.StrEnum):
-    """How a guest that runs is moved when it is not moved live."""
+    """How a guest that runs is moved when it is not moved live. A resize is never `suspended`: it boots anew."""
 
     AUTO = "auto"
     """Warm where that can be done, cold elsewhere."""
@@ -77,6 +77,8 @@ class Manner(enum.StrEnum):
     """It is stopped before anything is copied."""
     WARM = "warm"
     """Its disks are copied while it runs, or it is not moved."""
+    SUSPENDED = "suspended"
+    """As warm, but it does not boot anew: it is held while its memory follows its disks. Or it is not moved."""
 
 
 @dataclass(frozen=True)

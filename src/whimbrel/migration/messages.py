@@ -79,6 +79,10 @@ class Pass:
         bounds.number("port", self.port, most=65535)
 
 
+WITH_MEMORY = ("live", "suspended")
+"""The protocols in which a guest's memory moves with it."""
+
+
 @dataclass(frozen=True)
 class Order:
     """Conductor to agent: do or undo one step. Authority is (epoch, number); the agent obeys nothing older."""
@@ -105,6 +109,11 @@ class Order:
     def from_image(self) -> bool:
         """Whether the disks are made anew from the image, because there is no copy to take over."""
         return self.protocol in ("build", "evacuate")
+
+    @property
+    def moves_memory(self) -> bool:
+        """Whether the guest's memory moves with it, so that it does not boot anew."""
+        return self.protocol in WITH_MEMORY
 
     @property
     def carried_definition(self) -> str | None:
@@ -279,6 +288,7 @@ class Way(enum.StrEnum):
     """How a server would be moved from its host as it is now."""
 
     LIVE = "live"
+    SUSPENDED = "suspended"
     WARM = "warm"
     COLD = "cold"
     NONE = "none"
@@ -290,19 +300,29 @@ class Foresee:
     """Api to agent (call): how would this server be moved, if it were moved now? Nothing is begun."""
 
     server: str
-    live: bool
+    protocol: str
     manner: Manner | None
     was_running: bool
     disks: tuple[Disk, ...]
 
     def __post_init__(self) -> None:
-        bounds.label("server", self.server)
+        bounds.label("server or protocol", self.server, self.protocol)
         bounds.number("disks", len(self.disks), most=64)
 
     @property
     def must_run(self) -> bool:
         """Whether it is moved with its guest running while its disks are copied, or not at all."""
-        return self.live or (self.manner is Manner.WARM and self.was_running)
+        return self.moves_memory or (self.manner is Manner.WARM and self.was_running)
+
+    @property
+    def moves_memory(self) -> bool:
+        """Whether the guest's memory moves with it."""
+        return self.protocol in WITH_MEMORY
+
+    @property
+    def way(self) -> Way:
+        """In which way it is moved when its disks can be copied while its guest runs."""
+        return Way(self.protocol) if self.moves_memory else Way.WARM
 
 
 @dataclass(frozen=True)

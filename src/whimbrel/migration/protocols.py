@@ -160,7 +160,7 @@ RESIZE = Protocol("resize", 2, (
     START_GUEST,
 ))
 
-LIVE = Protocol("live", 1, (
+WITH_MEMORY = (
     CLAIM,
     HostStep("describe_guest", S, live.describe, NOTHING, again.is_simple, limit(20 * SECOND),
         why="What runs is asked first, so that nothing is made where it could not run on."),
@@ -173,11 +173,22 @@ LIVE = Protocol("live", 1, (
     HostStep("expect_guest", T, live.expect, live.forget, again.is_simple, limit(60 * SECOND),
         why="The process that takes the guest over is made before the guest is held, so that only memory is to come."),
     HostStep("move_memory", S, live.move, live.stay, live.is_moved, STALL(30), word=True, raises=True,
-        why="The guest runs until the last of its memory; then it is held, whole at the source, and sealed."),
+        why="The guest runs until the last of its memory, or is held for all of it (suspended); then it is whole at "
+            "the source, and sealed."),
     VERIFY_DISKS, HAND_OVER,
     HostStep("resume_guest", T, live.arrive, guest.revoke, guest.is_running, limit(30 * SECOND),
         word=True, raises=True, proof=Proof.GIVEN,
         why="All of it has come and the hand-over is written: recorded as released, then let run."),
+)
+
+SUSPENDED = Protocol("suspended", 1, (
+    *WITH_MEMORY,
+    HostStep("put_aside", S, guest.put_aside, NOTHING, again.is_simple, limit(60 * SECOND), owed=True, no_return=True,
+        why="What was held at the source ends, and its files are kept for a revert; a source that is away owes it."),
+))  # ends with the undo window open
+
+LIVE = Protocol("live", 1, (
+    *WITH_MEMORY,
     HostStep("retire_source", S, live.retire, NOTHING, again.is_simple, limit(60 * SECOND),
         owed=True, no_return=True,
         why="The guest runs at the target; what was held at the source goes, and a source that is away owes it."),
@@ -243,7 +254,9 @@ POWER = Protocol("power", 1, (
 ))
 # fmt: on
 
-PROTOCOLS = {table.name: table for table in (COLD, RESIZE, LIVE, CONFIRM, REVERT, BUILD, EVACUATE, DELETE, POWER)}
+PROTOCOLS = {
+    table.name: table for table in (COLD, RESIZE, SUSPENDED, LIVE, CONFIRM, REVERT, BUILD, EVACUATE, DELETE, POWER)
+}
 
 
 def protocol(name: str, version: int) -> Protocol:

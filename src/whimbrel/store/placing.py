@@ -52,7 +52,7 @@ def way(tx: Connection, migration: Row[Any]) -> Foresee:
     guest = servers_core.guest_of(tx, server, migration.old_flavor, server.root_disk or "qcow2")
     return Foresee(
         server=server.id,
-        live=migration.kind == Kind.LIVE,
+        protocol=migration.segments[0]["protocol"],
         manner=manner(migration),
         was_running=migration.was_running,
         disks=tuple(guest.disks),

@@ -68,9 +68,9 @@ class Copies:
             allocated = sum(path.stat().st_blocks * STAT_BLOCK for path in paths)
         reason = self._why_not_running(question, home)
         if reason is None:
-            return Foresight(Way.LIVE if question.live else Way.WARM, "", allocated)
+            return Foresight(question.way, "", allocated)
         if question.must_run:
-            return Foresight(Way.NONE, reason if question.live else _not_warm(question, reason), allocated)
+            return Foresight(Way.NONE, reason if question.moves_memory else _not_warm(question, reason), allocated)
         return Foresight(Way.COLD, reason, allocated)
 
     def begin(self, order: Order, control: Control) -> Facts:
@@ -89,7 +89,7 @@ class Copies:
                 raise
             except StepError as error:
                 reason = str(error)
-        if reason is not None and question.must_run and not question.live:
+        if reason is not None and question.must_run and not question.moves_memory:
             raise StepError(_not_warm(question, reason))
         if reason is not None:
             return {"skipped": reason}
@@ -185,7 +185,7 @@ class Copies:
         """Say why the disks are to be copied after the stop; None when they can be copied while the guest runs."""
         if not question.was_running:
             return "The guest is off."
-        if (question.manner or self._manner) is Manner.COLD and not question.live:
+        if (question.manner or self._manner) is Manner.COLD and not question.moves_memory:
             where = "The request or the server's metadata say" if question.manner else "This host's settings say"
             return f"{where} {MOVE}=cold."
         if self._log is None:
@@ -239,7 +239,7 @@ def _console(copy: Copy, home: Path, control: Control) -> Facts:
 
 def _question(order: Order) -> Foresee:
     work = order.work
-    return Foresee(order.server, order.protocol == "live", work.manner, work.was_running, tuple(work.old.disks))
+    return Foresee(order.server, order.protocol, work.manner, work.was_running, tuple(work.old.disks))
 
 
 def _not_warm(question: Foresee, reason: str) -> str:

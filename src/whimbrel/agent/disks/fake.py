@@ -139,7 +139,7 @@ class FakeDisks:
         with in_words("look at", home):
             held = sum((home / disk.name).stat().st_size for disk in question.disks if disk.role is not DiskRole.SWAP)
         if question.was_running:
-            return Foresight(Way.LIVE if question.live else Way.WARM, "", held)
+            return Foresight(question.way, "", held)
         return Foresight(Way.NONE if question.must_run else Way.COLD, "The guest is off.", held)
 
     def precopy(self, order: Order, control: Control) -> Facts:

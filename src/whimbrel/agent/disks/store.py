@@ -280,7 +280,7 @@ def _make(incoming: Path, disk: Disk, image: Image | None, control: Control) -> 
 
 def _is_off(order: Order) -> bool:
     """Return whether the guest is off when the last of its files crosses."""
-    return order.protocol != "live"
+    return not order.moves_memory
 
 
 def _refuse_loss(work: Work) -> None:

@@ -215,7 +215,7 @@ class FakeMemory:
         """Return the definition of the running guest; StepError if it does not run."""
         if self._guests.state(order.server) is not PowerState.RUNNING:
             raise StepError(
-                f"Server {order.server} does not run on {order.host}, so it is no live move. Migrate it cold."
+                f"Server {order.server} does not run on {order.host}, so its memory cannot move. Migrate it cold."
             )
         return {"definition": self._guests.definition(order.server), "processor": ""}
 
@@ -234,8 +234,8 @@ class FakeMemory:
     def begin(self, order: Order, control: Control) -> float | None:
         """Refuse a guest that does not run."""
         if self._guests.state(order.server) is not PowerState.RUNNING:
-            raise StepError(f"Server {order.server} does not run on {order.host} any more, so it is no live move.")
-        return None
+            raise StepError(f"Server {order.server} does not run on {order.host} any more, so its memory cannot move.")
+        return self.hold(order) if order.protocol == "suspended" else None
 
     def is_held(self, order: Order, control: Control) -> bool:
         """Hold the guest."""

@@ -1,7 +1,8 @@
-"""How long a guest is held while its memory crosses in a live move, and what its target then does beforehand."""
+"""How long a guest is held while its memory crosses, and what its target then does beforehand."""
 
 from __future__ import annotations
 
+from whimbrel.migration.messages import Order
 from whimbrel.ops.settings import Agent
 
 AT_ONCE_MB = 16 << 10
@@ -9,9 +10,9 @@ AT_ONCE_MB = 16 << 10
 where the kernel gives it page by page)."""
 
 
-def holds_first(settings: Agent) -> bool:
-    """Return whether a guest is held before its memory crosses."""
-    return settings.live_memory == "held"
+def holds_first(settings: Agent, order: Order) -> bool:
+    """Return whether a guest is held before its memory crosses: where the host's settings or the protocol say so."""
+    return settings.live_memory == "held" or order.protocol == "suspended"
 
 
 def crosses_once(settings: Agent) -> bool:
@@ -24,10 +25,10 @@ def crosses_once(settings: Agent) -> bool:
     return settings.virt_type == "qemu"
 
 
-def takes_at_once(settings: Agent, ram_mb: int) -> bool:
+def takes_at_once(settings: Agent, order: Order) -> bool:
     """Return whether the process at the target takes all of the guest's memory before the guest is held.
 
     A held guest waits for every page that the target's kernel has yet to give. Where memory is not overcommitted
     the claim has kept room for all of it.
     """
-    return holds_first(settings) and settings.ram_ratio <= 1 and ram_mb <= AT_ONCE_MB
+    return holds_first(settings, order) and settings.ram_ratio <= 1 and order.work.old.ram_mb <= AT_ONCE_MB

@@ -1,4 +1,4 @@
-"""The memory of a guest that moves while it runs, between two QEMUs that trust only their own host.
+"""The memory of a guest that moves with it, between two QEMUs that trust only their own host.
 
 libvirt's own migration wants a connection to the other host's libvirtd, and who has that is root there. So each side
 does its half alone. At the target libvirt restores the guest from what it takes for a saved one: a pipe, into which
@@ -85,7 +85,7 @@ class LibvirtMemory:
         """Return `definition` of the running guest and the processor that it sees; StepError if it cannot move so."""
         if self._guests.state(order.server) is not PowerState.RUNNING:
             raise StepError(
-                f"Server {order.server} does not run on {order.host}, so it is no live move. Migrate it cold."
+                f"Server {order.server} does not run on {order.host}, so its memory cannot move. Migrate it cold."
             )
         for disk in order.work.old.disks:
             if disk.role is DiskRole.SWAP:
@@ -134,7 +134,7 @@ class LibvirtMemory:
         definition = self._guests.definition(order.server)
         if definition is None:
             raise StepError(f"Server {order.server} is not defined on {order.host}; the move must begin anew.")
-        if takes_at_once(self._settings, order.work.old.ram_mb):
+        if takes_at_once(self._settings, order):
             definition = at_once(definition)
         path = home / MEMORY
         with in_words("make the pipe", path):
@@ -184,7 +184,7 @@ class LibvirtMemory:
         """Begin to send the memory; return None when the guest runs meanwhile, or the time at which it was held."""
         self.give_up(order)
         if self._guests.state(order.server) is not PowerState.RUNNING:
-            raise StepError(f"Server {order.server} does not run on {order.host} any more, so it is no live move.")
+            raise StepError(f"Server {order.server} does not run on {order.host} any more, so its memory cannot move.")
         path = Path(self._settings.run_dir) / f"{order.server}.memory"
         sent = Outflow(order.server, self._channels.open_for_memory(order, control), path)
         self._sent[order.server] = sent
@@ -194,7 +194,7 @@ class LibvirtMemory:
         once = crosses_once(self._settings)
         bounds = {"max-bandwidth": UNBOUNDED, "downtime-limit": NO_ROUNDS if once else HOLD_MS}
         self._monitor(order.server, "migrate-set-parameters", **bounds)
-        stays_held = holds_first(self._settings) or control.steering().hurry
+        stays_held = holds_first(self._settings, order) or control.steering().hurry
         if stays_held or once:
             self.hold(order)
         self._monitor(order.server, "migrate", uri=f"unix:{path}")

@@ -13,7 +13,7 @@ from whimbrel.api.handlers.server_create import is_true
 from whimbrel.api.views import state
 from whimbrel.domain.errors import Conflict, Invalid, NotFound
 from whimbrel.domain.migration import Kind, Verdict
-from whimbrel.domain.server import MOVE, Manner
+from whimbrel.domain.server import MOVE, Manner, PowerState
 from whimbrel.identity import policy
 from whimbrel.migration import protocols
 from whimbrel.migration.protocols import Protocol
@@ -57,14 +57,16 @@ async def _begin(call: Call, change: Any) -> Reply:
 
 
 def begin_migration(tx: Connection, call: Call) -> Begun:
-    """Begin a cold migration in this transaction."""
+    """Begin a migration in this transaction."""
     situation = _movable(tx, call, "migrate")
     server = situation.server
     given = (call.body["migrate"] or {}) if call.version >= (2, 56) else {}
     wanted = given.get("host")
     _check_target(tx, call, server, wanted, "os_compute_api:os-migrate-server:migrate:host")
     source_is_up(tx, call, server)
-    return _move(tx, call, server, (Kind.MIGRATION, protocols.COLD, "migrate"), given, forced_host=wanted)
+    suspended = _manner(server, given) is Manner.SUSPENDED and server.power_state == PowerState.RUNNING
+    table = protocols.SUSPENDED if suspended else protocols.COLD
+    return _move(tx, call, server, (Kind.MIGRATION, table, "migrate"), given, forced_host=wanted)
 
 
 def begin_live_migration(tx: Connection, call: Call) -> Begun:

@@ -140,6 +140,7 @@ def action(name: str, value: Json, since: Version = (2, 1)) -> tuple[Schema, ...
 
 _HOST: Json = {"anyOf": [{"type": "string", "minLength": 1, "maxLength": 255}, {"type": "null"}]}
 _MANNER: Json = {MOVE: {"enum": list(Manner)}}
+_WITH_BOOT: Json = {MOVE: {"enum": [manner for manner in Manner if manner is not Manner.SUSPENDED]}}
 MIGRATE = (
     *action("migrate", {}),
     *action("migrate", {"anyOf": [{"type": "null"}, strict({"host": _HOST, **_MANNER})]}, (2, 56)),
@@ -170,7 +171,9 @@ EVACUATE = (
     *action("evacuate", strict({**_PLACE, "force": BOOLEAN}), (2, 29)),
     *action("evacuate", strict(_PLACE), (2, 68)),
 )
-RESIZE = action("resize", strict({"flavorRef": FLAVOR_REF, "OS-DCF:diskConfig": DISK_CONFIG, **_MANNER}, "flavorRef"))
+RESIZE = action(
+    "resize", strict({"flavorRef": FLAVOR_REF, "OS-DCF:diskConfig": DISK_CONFIG, **_WITH_BOOT}, "flavorRef")
+)
 REBOOT = action("reboot", strict({"type": {"enum": ["HARD", "Hard", "hard", "SOFT", "Soft", "soft"]}}, "type"))
 RESET_STATE = action("os-resetState", strict({"state": {"enum": ["active", "error"]}}, "state"))
 LOCK = (

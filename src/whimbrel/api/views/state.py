@@ -132,7 +132,7 @@ def _moving(server: Row[Any], move: Row[Any], marks: Marks) -> tuple[str, str | 
             return _before(server, move), "migrating"
         case "revert" if not move.window_open:
             return "resized", "resize_reverting"
-        case "cold" | "resize" if not move.window_open:
+        case "cold" | "resize" | "suspended" if not move.window_open:
             return _before(server, move), forward_task(marks)
         case _:
             return "resized", "resize_reverting" if move.verdict == Verdict.REVERT else None
@@ -147,11 +147,16 @@ def rebuild_task(marks: Marks) -> str:
 
 def forward_task(marks: Marks) -> str:
     """Return the task_state of a move that is on its way to the target."""
-    if begun(marks, "start_guest"):
+    if begun(marks, "start_guest") or begun(marks, "resume_guest"):
         return "resize_finish"
     if begun(marks, "hand_over"):
         return "resize_migrated"
-    return "resize_migrating" if begun(marks, "stop_guest") else "resize_prep"
+    return "resize_migrating" if _is_off(marks) else "resize_prep"
+
+
+def _is_off(marks: Marks) -> bool:
+    """Return whether the guest was stopped or is being held, as far as is known."""
+    return begun(marks, "stop_guest") or begun(marks, "move_memory")
 
 
 def begun(marks: Marks, step: str) -> bool:
@@ -179,7 +184,7 @@ def migration_status(row: Row[Any], marks: Marks) -> str:
         return _live_status(marks)
     if begun(marks, "hand_over"):
         return "post-migrating"
-    return "migrating" if begun(marks, "stop_guest") else "pre-migrating"
+    return "migrating" if _is_off(marks) else "pre-migrating"
 
 
 def _live_status(marks: Marks) -> str:

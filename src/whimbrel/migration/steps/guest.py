@@ -28,6 +28,26 @@ def seal(world: World, order: Order, control: Control) -> Facts:
     if state in ALIVE:
         forced = world.guests.shut_down(order.server, order.work.grace, control)
     stopped_at = clock.now()
+    definition = _put_away(world, order, control)
+    return {
+        "forced": forced,
+        "stopped_at": stopped_at,
+        "definition": definition,
+        "power_state": PowerState.STOPPED,
+    }
+
+
+def put_aside(world: World, order: Order, control: Control) -> Facts:
+    """Its memory has moved and it runs at the target: end the process that was held here, and keep its files sealed."""
+    moved_away = world.grants.is_sealed(order.server) and world.disks.pushed(order) is not None
+    if moved_away and world.directories.is_live(order.server):
+        world.guests.destroy(order.server)
+        _put_away(world, order, control)
+    return {}
+
+
+def _put_away(world: World, order: Order, control: Control) -> str:
+    """Save the definition of a guest that has no process any more, forget the guest, and rename; return it."""
     definition = world.guests.definition(order.server)
     if definition is not None:
         world.directories.save_definition(order.server, definition)
@@ -41,12 +61,7 @@ def seal(world: World, order: Order, control: Control) -> Facts:
         )
     world.disks.close_log(order, control)
     world.directories.seal(order.server, order.attempt)
-    return {
-        "forced": forced,
-        "stopped_at": stopped_at,
-        "definition": definition,
-        "power_state": PowerState.STOPPED,
-    }
+    return definition
 
 
 def is_sealed(world: World, order: Order, control: Control) -> tuple[Answer, Facts]:
@@ -83,6 +98,7 @@ def is_unsealed(world: World, order: Order, control: Control) -> tuple[Answer, F
 
 def check_source(world: World, order: Order, control: Control) -> Facts:
     """Prove that there is something to go back to, before anything is touched."""
+    put_aside(world, order, control)  # it may still be owed
     if not world.directories.is_sealed(order.server, order.attempt):
         raise StepError(f"The copy of server {order.server} on {order.host} is missing; it keeps running where it is.")
     return {}

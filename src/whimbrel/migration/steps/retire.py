@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from whimbrel.migration.messages import Facts, Order
 from whimbrel.migration.ports import Control, World
+from whimbrel.migration.steps import guest
 
 
 def source(world: World, order: Order, control: Control) -> Facts:
     """Delete the copy that was sealed at the source."""
+    guest.put_aside(world, order, control)  # it may still be owed
     return {"freed_bytes": world.directories.remove_sealed(order.server, order.attempt)}
 
 
