@@ -96,7 +96,7 @@ def test_a_power_cut_at_any_boundary_ends_with_one_whole_running_guest(story: Sc
     walk = explorer(story)
     assert len(walk.plain.boundaries) > 70
     for _ in walk.courses(Fault.POWER_CUT):
-        ends_well(story, walk.cluster)
+        ends_well(story, walk.cluster, ill=story.fragile)
 
 
 def test_a_source_that_dies_in_the_copy_is_waited_for_and_named() -> None:

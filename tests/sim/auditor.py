@@ -76,6 +76,7 @@ class Auditor:
     broken: str | None = None
     history: dict[str, int] = field(default_factory=dict)
     sealed_at: dict[tuple[str, str], int] = field(default_factory=dict)
+    held_at: dict[tuple[str, str], int] = field(default_factory=dict)
     given_up: set[int] = field(default_factory=set)
     runners: dict[str, set[str]] = field(default_factory=dict)
     excused: dict[str, str] = field(default_factory=dict)
@@ -108,8 +109,11 @@ class Auditor:
             if name in runners:
                 runners.discard(name)
                 self.down_since[server] = self.cloud.loop.time()
+                if state is PowerState.PAUSED:
+                    self.held_at[server, name] = self.history.get(server, 0)
             return
         self.excused.pop(server, None)
+        self.held_at.pop((server, name), None)
         if runners - {name}:
             self.fail("S1 one runner", f"{server} starts on {name} while it runs on {runners}")
         runners.add(name)
@@ -152,10 +156,12 @@ class Auditor:
             self.fail("S3 lost write", f"{server} boots on {host} with {found} writes of {self.history.get(server)}")
 
     def renamed(self, path: Path, target: Path) -> None:
-        """A directory was sealed: what a revert goes back to."""
+        """A directory was sealed, or the guest held whose memory moved: what a revert goes back to."""
         match = _SEALED.fullmatch(Path(target).name)
         if match:
-            self.sealed_at[match[1], match[2]] = self.history.get(match[1], 0)
+            name = next(host.name for host in self.cloud.hosts.values() if host.instances == Path(target).parent)
+            written = self.held_at.get((match[1], name), self.history.get(match[1], 0))
+            self.sealed_at[match[1], match[2]] = written
 
     def removed(self, tree: Path) -> None:
         """A directory is gone: what it held must be somewhere else, or given up by the user (S2, S8)."""
@@ -223,7 +229,7 @@ class Auditor:
                     continue
                 protocol = row.segments[entry.segment]["protocol"]
                 back = protocol == "revert" and entry.step == "take_back"
-                proved = entry.step == "start_guest" and "proof" in entry.undo_facts
+                proved = entry.step in ("start_guest", "resume_guest") and "proof" in entry.undo_facts
                 if back or proved:
                     self.given_up.add(row.id)
                     kept = self.sealed_at.get((server, f"{row.id}-{entry.attempt}"), 0)

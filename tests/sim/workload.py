@@ -86,6 +86,15 @@ def migrate(tx: Connection, user: User) -> Begun | None:
     return migrations.begin(tx, server, Kind.MIGRATION, protocols.COLD, forced_host=host, **_asked())
 
 
+def migrate_suspended(tx: Connection, user: User) -> Begun | None:
+    """Move a server with its memory, now and then to a named host; it waits for its verdict."""
+    situation = _resting(tx, user, "migrate", ("active",))
+    host = _some_host(tx, user) if user.rng.random() < 0.4 else None
+    if host == situation.server.host:
+        return None
+    return migrations.begin(tx, situation.server.id, Kind.MIGRATION, protocols.SUSPENDED, forced_host=host, **_asked())
+
+
 def migrate_live(tx: Connection, user: User) -> Begun | None:
     """Move a server while it runs, now and then to a named host."""
     situation = _resting(tx, user, "os-migrateLive", ("active",))
@@ -179,6 +188,7 @@ def prove(tx: Connection, user: User) -> Begun | None:
 OPERATIONS = (
     Row("build", 2, build),
     Row("migrate", 5, migrate),
+    Row("migrate suspended", 2, migrate_suspended),
     Row("migrate live", 3, migrate_live),
     Row("resize", 2, resize),
     Row("confirm", 3, confirm),
