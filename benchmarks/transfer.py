@@ -25,7 +25,10 @@ PEER = {200: 2.22, 1024: 4.63, 2048: 12.86}
 """Seconds that OpenStack Nova's hosts took on the same kind of machine, by MiB of data in a qcow2 disk."""
 
 PARTS = ["downtime", "live", "copy", "rest", "wires"]
-MODES = ("cold", "warm", "live")
+MODES = {"cold": "cold", "warm": "auto", "suspended": "suspended", "live": None}
+"""The ways of moving, and what the server's metadata say of it under `whimbrel:move`."""
+WITH_MEMORY = ("suspended", "live")
+"""Those of them in which the guest does not boot anew, so that they are compared with no cold migration."""
 ROW = re.compile(r"downtime by hosts, (\w+), (\d+) MiB of data")
 
 
@@ -60,7 +63,7 @@ def main() -> None:
 def _downtime(lab: Lab, cloud: Cloud, sizes: list[int], rounds: int) -> None:
     for size in sizes:
         for mode, values in _by_mode(lab, cloud, size, rounds).items():
-            peer = PEER.get(size) if mode != "live" else None
+            peer = None if mode in WITH_MEMORY else PEER.get(size)
             keep(NAME, f"downtime by hosts, {mode}, {size} MiB of data", "s", values, peer, 0.8)
     rows: dict[str, dict[int, float]] = {mode: {} for mode in MODES} | {"Nova": PEER}
     for what, seconds in kept(NAME).items():
@@ -137,9 +140,10 @@ def _by_mode(lab: Lab, cloud: Cloud, size: int, rounds: int) -> dict[str, list[f
             allocated = (facts.get("copy_disks") or facts["move_memory"])["allocated"]
             if mode == "cold":
                 wires.append((sent_bytes(source) - before) / allocated)
-            if mode != "live":
+            if mode not in WITH_MEMORY:
                 boots += 1
                 ready(lab, cloud, server, boots, size)
+            if mode != "live":
                 cloud.timed(server, {"confirmResize": None}, "ACTIVE")
     keep(NAME, f"bytes on the wire over allocated, cold, {size} MiB", "", wires, 1.0, 1.03)
     cloud.delete(server)
@@ -151,13 +155,13 @@ def _moved(cloud: Cloud, server: str, mode: str) -> float:
     if mode == "live":
         cloud.action(server, {"os-migrateLive": {"host": None, "block_migration": "auto"}})
         cloud.wait(server, "ACTIVE", poll=SELDOM)
-        facts = _facts(cloud, server)
-        return float(facts["resume_guest"]["running_at"] - facts["move_memory"]["stopped_at"])
-    cloud.post(f"/servers/{server}/metadata", {"metadata": {"whimbrel:move": "cold" if mode == "cold" else "auto"}})
-    cloud.action(server, {"migrate": None})
-    cloud.wait(server, "VERIFY_RESIZE", poll=SELDOM)
+    else:
+        cloud.post(f"/servers/{server}/metadata", {"metadata": {"whimbrel:move": MODES[mode]}})
+        cloud.action(server, {"migrate": None})
+        cloud.wait(server, "VERIFY_RESIZE", poll=SELDOM)
     facts = _facts(cloud, server)
-    return float(facts["start_guest"]["running_at"] - facts["stop_guest"]["stopped_at"])
+    down, up = ("move_memory", "resume_guest") if mode in WITH_MEMORY else ("stop_guest", "start_guest")
+    return float(facts[up]["running_at"] - facts[down]["stopped_at"])
 
 
 def _facts(cloud: Cloud, server: str) -> dict[str, dict[str, float]]:

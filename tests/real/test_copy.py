@@ -856,3 +856,11 @@ def test_what_is_foreseen_is_what_is_done(pair: Pair, manner: Manner | None, way
     else:
         assert source.precopy(order, patience()) == {"skipped": foreseen.reason}
     assert ("=cold" in foreseen.reason) == (manner is Manner.COLD)
+
+
+@pytest.mark.parametrize("protocol", ["live", "suspended"])
+def test_it_is_foreseen_that_a_guest_with_swap_does_not_move_with_its_memory(pair: Pair, protocol: str) -> None:
+    pair.make_server(1)
+    question = Foresee(UUID, protocol, None, was_running=True, disks=GUEST.disks)
+    foreseen = HostDisks(pair.settings, pair.source.channels).foresee(question)
+    assert foreseen.way is Way.NONE and foreseen.reason.startswith("disk-1 is swap")

@@ -188,6 +188,9 @@ class Copies:
         if (question.manner or self._manner) is Manner.COLD and not question.moves_memory:
             where = "The request or the server's metadata say" if question.manner else "This host's settings say"
             return f"{where} {MOVE}=cold."
+        swap = next((disk.name for disk in question.disks if not is_carried(disk)), None)
+        if swap is not None and question.moves_memory:
+            return f"{swap} is swap, in which a part of the guest's memory may be; it moves only cold."
         if self._log is None:
             return "This host keeps no log of what guests write."
         for disk in question.disks:
