@@ -7,6 +7,7 @@ import pytest
 from whimbrel.domain.migration import Mark
 from whimbrel.migration.decide import TRIES, Do, Finished, Owe, Pass, Undo, Wait, decide
 from whimbrel.migration.journal import Entry
+from whimbrel.migration.messages import WITH_MEMORY
 from whimbrel.migration.protocols import COLD, CONFIRM, PROTOCOLS, REVERT, BooksStep, HostStep, Protocol
 
 
@@ -127,6 +128,7 @@ def test_a_step_that_lets_another_host_run_is_ordered_at_a_new_epoch() -> None:
     assert raising == {
         "cold": {"stop_guest", "start_guest"},
         "resize": {"stop_guest", "start_guest"},
+        "suspended": {"move_memory", "resume_guest"},
         "live": {"move_memory", "resume_guest"},
         "build": {"start_guest"},
         "evacuate": {"fence_source", "start_guest"},
@@ -135,3 +137,8 @@ def test_a_step_that_lets_another_host_run_is_ordered_at_a_new_epoch() -> None:
         "delete": set(),
         "power": set(),
     }
+
+
+def test_the_protocols_in_which_memory_moves_are_known_by_name() -> None:
+    moving = {name for name, table in PROTOCOLS.items() if any(step.name == "move_memory" for step in table.steps)}
+    assert moving == set(WITH_MEMORY)

@@ -160,7 +160,7 @@ RESIZE = Protocol("resize", 2, (
     START_GUEST,
 ))
 
-WITH_MEMORY = (
+MEMORY_ROWS = (
     CLAIM,
     HostStep("describe_guest", S, live.describe, NOTHING, again.is_simple, limit(20 * SECOND),
         why="What runs is asked first, so that nothing is made where it could not run on."),
@@ -182,13 +182,13 @@ WITH_MEMORY = (
 )
 
 SUSPENDED = Protocol("suspended", 1, (
-    *WITH_MEMORY,
+    *MEMORY_ROWS,
     HostStep("put_aside", S, guest.put_aside, NOTHING, again.is_simple, limit(60 * SECOND), owed=True, no_return=True,
         why="What was held at the source ends, and its files are kept for a revert; a source that is away owes it."),
 ))  # ends with the undo window open
 
 LIVE = Protocol("live", 1, (
-    *WITH_MEMORY,
+    *MEMORY_ROWS,
     HostStep("retire_source", S, live.retire, NOTHING, again.is_simple, limit(60 * SECOND),
         owed=True, no_return=True,
         why="The guest runs at the target; what was held at the source goes, and a source that is away owes it."),

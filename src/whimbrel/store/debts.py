@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, FromClause, Row, bindparam, or_, select, update
+from sqlalchemy import Connection, Row, bindparam, or_, select, update
 
 from whimbrel.domain.migration import Verb
 from whimbrel.migration.messages import Order
@@ -30,23 +30,14 @@ _MOVING = (
     .exists()
 )
 _other = debts.alias("other")
-
-
-def _sent_lately(table: FromClause) -> ColumnElement[bool]:
-    """Whether a debt's order was sent so lately that its answer may still come.
-
-    From further ahead than another conductor's clock may be, the clock was set back since.
-    """
-    return (table.c.sent_at >= bindparam("long_ago")) & (table.c.sent_at <= bindparam("far_ahead"))
-
-
 _ANSWER_AWAITED = (
     select(_other.c.id)
     .where(
         _other.c.host == debts.c.host,
         _other.c.server_id == debts.c.server_id,
         _other.c.paid_at.is_(None),
-        _sent_lately(_other),
+        # From further ahead than another conductor's clock may be: the clock was set back since.
+        _other.c.sent_at.between(bindparam("long_ago"), bindparam("far_ahead")),
     )
     .exists()
 )
