@@ -18,6 +18,7 @@ from benchmarks.copying import Found
 from benchmarks.measure import keep, kept
 from benchmarks.moves import host_of, ready, sent_bytes, steps
 from whimbrel.lab import Lab
+from whimbrel.migration.messages import WITH_MEMORY
 
 NAME = "transfer"
 DOCS = Path(__file__).parents[1] / "docs"
@@ -27,8 +28,6 @@ PEER = {200: 2.22, 1024: 4.63, 2048: 12.86}
 PARTS = ["downtime", "live", "copy", "rest", "wires"]
 MODES = {"cold": "cold", "warm": "auto", "suspended": "suspended", "live": None}
 """The ways of moving, and what the server's metadata say of it under `whimbrel:move`."""
-WITH_MEMORY = ("suspended", "live")
-"""Those of them in which the guest does not boot anew, so that they are compared with no cold migration."""
 ROW = re.compile(r"downtime by hosts, (\w+), (\d+) MiB of data")
 
 
@@ -63,6 +62,7 @@ def main() -> None:
 def _downtime(lab: Lab, cloud: Cloud, sizes: list[int], rounds: int) -> None:
     for size in sizes:
         for mode, values in _by_mode(lab, cloud, size, rounds).items():
+            # A guest that does not boot anew is compared with no cold migration.
             peer = None if mode in WITH_MEMORY else PEER.get(size)
             keep(NAME, f"downtime by hosts, {mode}, {size} MiB of data", "s", values, peer, 0.8)
     rows: dict[str, dict[int, float]] = {mode: {} for mode in MODES} | {"Nova": PEER}

@@ -432,7 +432,7 @@ class Crossing:
         self._host.touch("begin_memory")
         if self._host.process is not PowerState.RUNNING:
             raise StepError("it does not run any more")
-        if order.protocol == "suspended":
+        if order.holds_first:
             self._host.process = PowerState.PAUSED
             return clock.now()
         return None

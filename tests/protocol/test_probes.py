@@ -185,3 +185,16 @@ def test_what_is_stopped_is_told_to_be_stopped(place: Place) -> None:
     place.host.defined = "<domain/>"
     place.grants.grant(asked("restart"))
     assert guest.restart(place.world, asked("restart"), Control()) == {"power_state": PowerState.RUNNING}
+
+
+@pytest.mark.parametrize(("sealed", "sent_by"), [*product((False, True), (None, "5-1", "7-1"))])
+def test_only_what_this_attempt_has_moved_away_is_put_aside(place: Place, sealed: bool, sent_by: str | None) -> None:
+    """A guest that is back, or what another move has just brought here, is not touched, however late the order is."""
+    of = asked("put_aside")
+    place.show(PowerState.PAUSED)
+    place.host.live = Copy("0-1", definition="<domain/>", arrived={"attempt": sent_by} if sent_by else None)
+    if sealed:
+        place.grants.seal(SERVER, of.attempt)
+    guest.put_aside(place.world, of, Control())
+    aside = sealed and sent_by == of.attempt
+    assert (place.host.live is None, place.host.defined is None, place.host.process is None) == (aside, aside, aside)

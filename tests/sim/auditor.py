@@ -229,7 +229,7 @@ class Auditor:
                     continue
                 protocol = row.segments[entry.segment]["protocol"]
                 back = protocol == "revert" and entry.step == "take_back"
-                proved = entry.step in ("start_guest", "resume_guest") and "proof" in entry.undo_facts
+                proved = entry.step == "start_guest" and "proof" in entry.undo_facts
                 if back or proved:
                     self.given_up.add(row.id)
                     kept = self.sealed_at.get((server, f"{row.id}-{entry.attempt}"), 0)

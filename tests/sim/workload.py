@@ -88,20 +88,21 @@ def migrate(tx: Connection, user: User) -> Begun | None:
 
 def migrate_suspended(tx: Connection, user: User) -> Begun | None:
     """Move a server with its memory, now and then to a named host; it waits for its verdict."""
-    situation = _resting(tx, user, "migrate", ("active",))
-    host = _some_host(tx, user) if user.rng.random() < 0.4 else None
-    if host == situation.server.host:
-        return None
-    return migrations.begin(tx, situation.server.id, Kind.MIGRATION, protocols.SUSPENDED, forced_host=host, **_asked())
+    return _with_memory(tx, user, Kind.MIGRATION, protocols.SUSPENDED)
 
 
 def migrate_live(tx: Connection, user: User) -> Begun | None:
     """Move a server while it runs, now and then to a named host."""
-    situation = _resting(tx, user, "os-migrateLive", ("active",))
+    return _with_memory(tx, user, Kind.LIVE, protocols.LIVE)
+
+
+def _with_memory(tx: Connection, user: User, kind: Kind, table: protocols.Protocol) -> Begun | None:
+    action = "os-migrateLive" if kind is Kind.LIVE else "migrate"
+    situation = _resting(tx, user, action, ("active",))
     host = _some_host(tx, user) if user.rng.random() < 0.4 else None
     if host == situation.server.host:
         return None
-    return migrations.begin(tx, situation.server.id, Kind.LIVE, protocols.LIVE, forced_host=host, **_asked())
+    return migrations.begin(tx, situation.server.id, kind, table, forced_host=host, **_asked())
 
 
 def resize(tx: Connection, user: User) -> Begun | None:

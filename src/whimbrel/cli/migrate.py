@@ -49,7 +49,8 @@ def migrate(
 
     The guest's disks are copied, it is shut down, the rest is copied and verified, and it is started at the target.
     Then it waits in VERIFY_RESIZE, with the source's copy kept, until `whimbrel confirm` or `whimbrel revert`. With
-    --live its memory crosses too, it runs on at the target, and there is nothing to confirm.
+    --live its memory crosses too, it runs on at the target, and there is nothing to confirm. With --move suspended its
+    memory crosses while it is held, it goes on in the boot that it was in, and it waits for confirm or revert.
     """
     if live and move:
         raise click.UsageError("--live and --move exclude each other.")

@@ -116,6 +116,11 @@ class Order:
         return self.protocol in WITH_MEMORY
 
     @property
+    def holds_first(self) -> bool:
+        """Whether the guest is held before its memory moves, whatever its host's settings say."""
+        return self.protocol == "suspended"
+
+    @property
     def carried_definition(self) -> str | None:
         """The definition that came from the source: of the guest that was stopped, or of the one that runs."""
         told = self.results.get("stop_guest") or self.results.get("describe_guest") or {}

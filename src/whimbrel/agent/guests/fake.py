@@ -235,7 +235,7 @@ class FakeMemory:
         """Refuse a guest that does not run."""
         if self._guests.state(order.server) is not PowerState.RUNNING:
             raise StepError(f"Server {order.server} does not run on {order.host} any more, so its memory cannot move.")
-        return self.hold(order) if order.protocol == "suspended" else None
+        return self.hold(order) if order.holds_first else None
 
     def is_held(self, order: Order, control: Control) -> bool:
         """Hold the guest."""

@@ -12,7 +12,7 @@ where the kernel gives it page by page)."""
 
 def holds_first(settings: Agent, order: Order) -> bool:
     """Return whether a guest is held before its memory crosses: where the host's settings or the protocol say so."""
-    return settings.live_memory == "held" or order.protocol == "suspended"
+    return settings.live_memory == "held" or order.holds_first
 
 
 def crosses_once(settings: Agent) -> bool:
